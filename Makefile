@@ -1,0 +1,35 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both create and reuse .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUTPUT ?= demo-output
+
+.PHONY: demo test check format lock clean
+
+# Installed anew when the project's requirements change.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## The whole loop on a real model, about five minutes
+	$(BIN)/slmops demo --output $(DEMO_OUTPUT)
+
+test: $(VENV)/.installed  ## All tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed  ## Format, lint, import rules, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## Rewrite to the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/.installed  ## Write today's versions to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed '/^slmops/d' > constraints.txt
+
+clean:
+	rm -rf $(VENV) demo-output

@@ -1,0 +1,1 @@
+"""The `slmops` command: one file per noun; parse, call, render."""

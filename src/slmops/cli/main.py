@@ -1,0 +1,90 @@
+"""Entry point: finds the noun's file, runs it, and turns errors into exit codes."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from slmops import __version__
+from slmops.cli import render
+from slmops.domain.errors import SlmopsError
+from slmops.registry.workspace import DEFAULT_FOLDER, Workspace
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("slmops.cli.demo:demo", "The whole loop on a real model, as a story."),
+    "init": ("slmops.cli.init:init", "Write a commented blueprint to start from."),
+    "model": ("slmops.cli.model:model", "Import models and look at them."),
+    "blueprint": ("slmops.cli.blueprint:blueprint", "Check blueprints, export schema."),
+    "plan": (
+        "slmops.cli.plan:plan",
+        "Predict sizes, memory and speed before building.",
+    ),
+    "build": ("slmops.cli.build:build", "Quantize, measure and select variants."),
+    "release": ("slmops.cli.release:release", "Sign, list, show and verify releases."),
+    "serve": ("slmops.cli.serve:serve", "Run the control plane and its dashboard."),
+    "device": ("slmops.cli.device:device", "Enrolment tokens and the fleet's devices."),
+    "agent": ("slmops.cli.agent:agent", "Run the agent on a device."),
+    "rollout": ("slmops.cli.rollout:rollout", "Bring a release to the fleet in waves."),
+}
+"""Noun → where its command is, and the line `slmops --help` shows; loaded on use."""
+
+
+class _Nouns(click.Group):
+    """Loads a noun's file only when it is called, so that `--help` is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(
+        self,
+        ctx: click.Context,
+        formatter: click.HelpFormatter,
+    ) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_Nouns, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="slmops")
+@click.option(
+    "--workspace",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(DEFAULT_FOLDER),
+    envvar="SLMOPS_WORKSPACE",
+    show_default=True,
+    help="Folder for models, builds, releases and keys.",
+)
+@click.pass_context
+def app(ctx: click.Context, workspace: Path) -> None:
+    """Small language models on fleets of devices that do not look alike.
+
+    The loop: model import → plan → build → release create → serve → rollout start.
+    `slmops demo` shows all of it. Every command takes --json for machines and --help
+    for people.
+    """
+    ctx.obj = Workspace(root=workspace.absolute())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 0, the error's class code, or 130 on Ctrl-C."""
+    try:
+        code = app.main(args=arguments, prog_name="slmops", standalone_mode=False)
+    except SlmopsError as error:
+        render.error(error)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        render.note("stopped; nothing is half-done, run it again to go on")
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

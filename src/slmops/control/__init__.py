@@ -1,0 +1,1 @@
+"""The fleet's brain: devices, releases, rollouts, reports, audit, dashboard."""

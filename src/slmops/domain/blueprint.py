@@ -1,0 +1,194 @@
+"""Blueprint: what to build and how to run it, as one typed document."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from slmops.domain.device import DeviceClass
+from slmops.domain.errors import InvalidInputError
+from slmops.domain.ids import check_name
+
+CONTROL_QUANTIZATION = "Q8_0"
+"""The near-lossless 8-bit control: always built, gates are relative to it."""
+
+DEFAULT_CANDIDATES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
+"""llama.cpp quantizations tried when a blueprint names none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityFloor:
+    """The worst a release may be; compared with pessimistic confidence bounds."""
+
+    max_kld_times_8bit: float = 40.0
+    """Upper bound of mean KL divergence, in multiples of the 8-bit variant's mean:
+    absolute thresholds do not transfer between models."""
+    min_same_top1: float = 0.7
+    """Lower bound of the share of positions with the reference's most likely token."""
+
+    def __post_init__(self) -> None:
+        if not self.max_kld_times_8bit > 1:
+            raise InvalidInputError(
+                f"quality.max_kld_times_8bit must be > 1, got {self.max_kld_times_8bit:g}"
+            )
+        if not 0 <= self.min_same_top1 <= 1:
+            raise InvalidInputError(
+                f"quality.min_same_top1 must be in 0..1, got {self.min_same_top1:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationPlan:
+    """What candidates are measured on."""
+
+    text: str = "builtin"
+    """Path of a UTF-8 text file, relative to the blueprint; ``builtin`` is our own prose."""
+    max_tokens: int = 1536
+    """Tokens scored for fidelity; more narrow the confidence bounds."""
+    window_tokens: int = 256
+    """Each window is scored with fresh context; its first half only gives context."""
+    speed_runs: int = 5
+    """Timed requests per candidate, after one warm-up."""
+
+    def __post_init__(self) -> None:
+        if self.window_tokens < 32:  # noqa: PLR2004 - half of it is context
+            raise InvalidInputError(
+                f"evaluation.window_tokens must be >= 32, got {self.window_tokens}"
+            )
+        if self.max_tokens < self.window_tokens:
+            raise InvalidInputError(
+                "evaluation.max_tokens must be >= evaluation.window_tokens"
+                f" ({self.window_tokens}), got {self.max_tokens}"
+            )
+        if self.speed_runs < 3:  # noqa: PLR2004 - a spread needs three
+            raise InvalidInputError(
+                f"evaluation.speed_runs must be >= 3, got {self.speed_runs}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoldenPlan:
+    """Prompts every device answers before it commits an update."""
+
+    prompts: str = "builtin"
+    """Path of a UTF-8 text file, one prompt a line; ``builtin`` is our own set."""
+    answer_tokens: int = 8
+    """Length of the compared greedy continuation."""
+    max_card_delta: float = 0.25
+    """Largest mean |Δ log p| of the first token, in nats, between the device's answers
+    and the release card's for the same variant."""
+    max_paired_loss: float = 0.15
+    """δ: largest loss in mean log p of the reference's answer, in nats a token, of the
+    new model against the one it replaces, on the same device and prompts."""
+    min_decode_ratio: float = 0.25
+    """Least decode speed, as a share of the class's budgeted decode speed."""
+
+    def __post_init__(self) -> None:
+        for name in ("answer_tokens", "max_card_delta", "max_paired_loss"):
+            if not getattr(self, name) > 0:
+                raise InvalidInputError(
+                    f"golden.{name} must be > 0, got {getattr(self, name):g}"
+                )
+
+
+class OnHalt(StrEnum):
+    """What happens to devices that already run a release whose rollout halts."""
+
+    REVERT = "revert"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WavePlan:
+    """Size of one wave; exactly one of the two is given."""
+
+    count: int | None = None
+    """Number of devices."""
+    share: float | None = None
+    """Share of the whole fleet, cumulative waves add up; the last wave takes the rest."""
+
+    def __post_init__(self) -> None:
+        if (self.count is None) == (self.share is None):
+            raise InvalidInputError("a wave needs exactly one of count, share")
+        if self.count is not None and self.count < 1:
+            raise InvalidInputError(f"wave count must be >= 1, got {self.count}")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise InvalidInputError(f"wave share must be in (0, 1], got {self.share:g}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutPolicy:
+    """How a release reaches the fleet, and what stops it."""
+
+    waves: tuple[WavePlan, ...] = (
+        WavePlan(share=0.01),
+        WavePlan(share=0.05),
+        WavePlan(share=0.25),
+        WavePlan(share=1.0),
+    )
+    """Frozen cohorts, in order; whatever is left joins the last."""
+    tolerated_failure_rate: float = 0.02
+    """p0: share of devices that may fail an update per class before the rollout halts."""
+    alpha: float = 0.01
+    """Chance of a false halt over the whole rollout, all classes together."""
+    soak_s: float = 3600.0
+    """Watching time after the last device of a wave has committed."""
+    deadline_s: float = 86400.0
+    """Silence this long after an offer counts as a failure."""
+    min_per_class: int = 1
+    """Devices of each class in a wave that must have succeeded before the next starts."""
+    probation_s: float = 60.0
+    """How long a device watches live traffic after its trial before it commits."""
+    on_halt: OnHalt = OnHalt.REVERT
+    """What happens to devices already on the halted release."""
+
+    def __post_init__(self) -> None:
+        if not self.waves:
+            raise InvalidInputError("rollout.waves must name at least one wave")
+        for name in ("tolerated_failure_rate", "alpha"):
+            if not 0 < getattr(self, name) < 1:
+                raise InvalidInputError(
+                    f"rollout.{name} must be in (0, 1), got {getattr(self, name):g}"
+                )
+        for name in ("soak_s", "probation_s", "min_per_class"):
+            if getattr(self, name) < 0:
+                raise InvalidInputError(
+                    f"rollout.{name} must be >= 0, got {getattr(self, name):g}"
+                )
+        if not self.deadline_s > 0:
+            raise InvalidInputError(
+                f"rollout.deadline_s must be > 0, got {self.deadline_s:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blueprint:
+    """One product: its model, the classes of devices it runs on, and its rules."""
+
+    name: str
+    """Name of the product; releases are called ``name-1``, ``name-2`` …"""
+    model: str
+    """Id or unambiguous prefix of an imported model, or its given name."""
+    classes: tuple[DeviceClass, ...]
+    """Device classes; the first whose predicate matches a device is its class."""
+    candidates: tuple[str, ...] = DEFAULT_CANDIDATES
+    """Quantizations to try; the 8-bit control is always added."""
+    quality: QualityFloor = field(default_factory=QualityFloor)
+    """Worst acceptable fidelity."""
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    """Measuring."""
+    golden: GoldenPlan = field(default_factory=GoldenPlan)
+    """Trial on the device."""
+    rollout: RolloutPolicy = field(default_factory=RolloutPolicy)
+    """Waves and gates."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, where="name")
+        if not self.model:
+            raise InvalidInputError("model must name an imported model, got ''")
+        if not self.classes:
+            raise InvalidInputError("classes must name at least one device class")
+        names = [device_class.name for device_class in self.classes]
+        for name in names:
+            if names.count(name) > 1:
+                raise InvalidInputError(f"classes: name {name!r} is used twice")
+        if not self.candidates:
+            raise InvalidInputError("candidates must name at least one quantization")

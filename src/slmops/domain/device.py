@@ -1,0 +1,179 @@
+"""Devices and device classes: facts, the predicate over them, and budgets."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from slmops.domain.errors import InvalidInputError
+from slmops.domain.ids import check_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceFacts:
+    """What a device says about itself, read at every start of the agent."""
+
+    memory_mib: int
+    """Memory the agent may use: the smallest of RAM, cgroup limit and the owner's limit."""
+    disk_mib: int
+    """Free space where the agent keeps its slots, plus what its slots hold already."""
+    cpu_count: int
+    """Processors the agent may run on."""
+    architecture: str
+    """As `platform.machine` names it: ``x86_64``, ``aarch64``."""
+    runtimes: tuple[str, ...] = ()
+    """Names of the inference runtimes that are installed."""
+    os: str = "linux"
+    """Operating system, lower case."""
+    agent_version: str = ""
+    """Version of slmops on the device."""
+
+    def __post_init__(self) -> None:
+        for name in ("memory_mib", "disk_mib", "cpu_count"):
+            if getattr(self, name) < 0:
+                raise InvalidInputError(
+                    f"facts.{name} must be >= 0, got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Range:
+    """A closed interval over a device fact; a missing end is open."""
+
+    min: float | None = None
+    """Smallest value that matches."""
+    max: float | None = None
+    """Largest value that matches."""
+
+    def __post_init__(self) -> None:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise InvalidInputError(f"min must be <= max, got {self.min} > {self.max}")
+
+    def holds(self, value: float) -> bool:
+        """Tell whether `value` lies inside.
+
+        >>> Range(min=512, max=1024).holds(600)
+        True
+        """
+        low = -math.inf if self.min is None else self.min
+        high = math.inf if self.max is None else self.max
+        return low <= value <= high
+
+    def __str__(self) -> str:
+        low = "" if self.min is None else f"{self.min:g}"
+        high = "" if self.max is None else f"{self.max:g}"
+        return f"{low}..{high}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predicate:
+    """Which devices belong to a class; every given condition must hold."""
+
+    memory_mib: Range | None = None
+    """Memory the agent may use."""
+    disk_mib: Range | None = None
+    """Free disk for slots."""
+    cpu_count: Range | None = None
+    """Processors."""
+    architecture: tuple[str, ...] = ()
+    """Any of these; empty means any at all."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels that must be set to exactly these values."""
+
+    def mismatches(
+        self, facts: DeviceFacts, labels: Mapping[str, str]
+    ) -> tuple[str, ...]:
+        """Say why `facts` and `labels` do not match; empty when they do.
+
+        >>> facts = DeviceFacts(memory_mib=512, disk_mib=1, cpu_count=1, architecture="x86_64")
+        >>> Predicate(memory_mib=Range(min=1024)).mismatches(facts, {})
+        ('memory_mib 512 is outside 1024..',)
+        """
+        why = []
+        for name in ("memory_mib", "disk_mib", "cpu_count"):
+            interval: Range | None = getattr(self, name)
+            value: int = getattr(facts, name)
+            if interval is not None and not interval.holds(value):
+                why.append(f"{name} {value} is outside {interval}")
+        if self.architecture and facts.architecture not in self.architecture:
+            why.append(
+                f"architecture {facts.architecture} is none of"
+                f" {', '.join(self.architecture)}"
+            )
+        for key, expected in self.labels.items():
+            if labels.get(key) != expected:
+                why.append(f"label {key} is {labels.get(key)!r}, not {expected!r}")
+        return tuple(why)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What one device of a class may spend; a missing figure is not limited."""
+
+    memory_mib: float | None = None
+    """Peak resident memory of the model's process at `context_tokens`."""
+    disk_mib: float | None = None
+    """Bytes of one variant on disk (a device holds two: active and previous)."""
+    first_token_ms: float | None = None
+    """95th percentile of time to first token on the standard prompt."""
+    decode_tokens_per_s: float | None = None
+    """Least decode speed."""
+
+    def __post_init__(self) -> None:
+        for name in ("memory_mib", "disk_mib", "first_token_ms", "decode_tokens_per_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidInputError(f"budget.{name} must be > 0, got {value:g}")
+
+
+class Objective(StrEnum):
+    """What a class wants most from the variants it can run."""
+
+    QUALITY = "quality"
+    SPEED = "speed"
+    SIZE = "size"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceClass:
+    """A hardware profile: the unit a variant is chosen for."""
+
+    name: str
+    """Unique in its blueprint."""
+    where: Predicate = field(default_factory=Predicate)
+    """Which devices belong here; the first class that matches wins."""
+    budget: Budget = field(default_factory=Budget)
+    """What a variant may cost here."""
+    runtime: str = "llamacpp"
+    """Inference runtime that will serve."""
+    threads: int = 1
+    """Threads the runtime may use: one leaves room for the device's own work."""
+    context_tokens: int = 1024
+    """Context the model is loaded with; the memory budget counts its KV cache."""
+    objective: Objective = Objective.QUALITY
+    """What to optimise among the variants that fit."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, where="class name")
+        if self.threads < 1:
+            raise InvalidInputError(f"threads must be >= 1, got {self.threads}")
+        if self.context_tokens < 64:  # noqa: PLR2004 - shorter holds no chat turn
+            raise InvalidInputError(
+                f"context_tokens must be >= 64, got {self.context_tokens}"
+            )
+
+
+def classify(
+    classes: Iterable[DeviceClass], facts: DeviceFacts, labels: Mapping[str, str]
+) -> DeviceClass | None:
+    """Return the first class whose predicate matches, or None.
+
+    >>> facts = DeviceFacts(memory_mib=512, disk_mib=1, cpu_count=1, architecture="x86_64")
+    >>> small = DeviceClass(name="small", where=Predicate(memory_mib=Range(max=768)))
+    >>> classify([small], facts, {}) is small
+    True
+    """
+    for device_class in classes:
+        if not device_class.where.mismatches(facts, labels):
+            return device_class
+    return None

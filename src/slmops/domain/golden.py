@@ -1,0 +1,1 @@
+"""The trial on the device: golden answers compared with the card and the old model."""

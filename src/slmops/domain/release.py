@@ -1,0 +1,256 @@
+"""Releases: variants, the cards that say what was measured, and golden prompts."""
+
+from dataclasses import dataclass
+
+from slmops.domain.blueprint import Blueprint
+from slmops.domain.device import DeviceClass
+from slmops.domain.errors import InvalidInputError, NotFoundError
+from slmops.domain.ids import Digest, check_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A measured figure with its 95 % confidence bounds (or min and max of a few runs)."""
+
+    value: float
+    """Point estimate, in the unit its field's name says."""
+    low: float
+    """Lower bound."""
+    high: float
+    """Upper bound."""
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:
+            raise InvalidInputError(
+                f"estimate must have low <= value <= high,"
+                f" got {self.low:g}, {self.value:g}, {self.high:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRecord:
+    """One imported model: its 16-bit reference and where it came from."""
+
+    id: Digest
+    """Digest of the 16-bit reference GGUF: the model's identity."""
+    name: str
+    """Short name given at import, or derived from the model's own."""
+    architecture: str
+    """GGUF architecture: ``llama``, ``qwen3``, ``gemma3`` …"""
+    parameters: int
+    """Weights, tied ones once."""
+    context_tokens: int
+    """Longest context the model was trained for."""
+    vocabulary: int
+    """Tokens in its vocabulary."""
+    tokenizer: str
+    """Tokenizer model and pre-tokenizer, as GGUF names them: ``gpt2/smollm``."""
+    chat_template: str | None
+    """Jinja template for chat turns, as text; None when the model has none."""
+    licence: str | None
+    """SPDX id or name where the source says; None when it does not."""
+    source: str
+    """Where it came from: file or folder name, or Hub id and revision."""
+    source_digest: Digest
+    """Digest of what was read (a file, or the sorted list of a folder's files)."""
+    source_quantization: str | None
+    """Main type of a quantized source. The reference lies on that type's grid, which
+    flatters variants of the same type; None when the source had 16 bits or more."""
+    bytes: int
+    """Size of the 16-bit reference."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fidelity:
+    """Closeness to the 16-bit reference on text held apart; measured in the runtime."""
+
+    mean_kld: Estimate
+    """Mean KL divergence of next-token distributions, nats."""
+    p99_kld: Estimate
+    """99th percentile of it, nats."""
+    same_top1: Estimate
+    """Share of positions with the reference's most likely token."""
+    perplexity: Estimate
+    """Perplexity on the text."""
+    reference_perplexity: float
+    """The reference's own perplexity on the same positions."""
+    tokens: int
+    """Scored positions."""
+    text_digest: Digest
+    """Digest of the evaluation text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """What it costs to run; measured over the runtime's own HTTP interface."""
+
+    threads: int
+    """Threads the runtime used."""
+    context_tokens: int
+    """Context it was loaded with."""
+    prompt_tokens: int
+    """Length of the standard prompt."""
+    first_token_ms: Estimate
+    """Time to first token: median, with min and max."""
+    first_token_p95_ms: float
+    """95th percentile of it."""
+    prefill_tokens_per_s: Estimate
+    """Prompt processing speed."""
+    decode_tokens_per_s: Estimate
+    """Generation speed."""
+    load_ms: float
+    """Process start to ready."""
+    peak_rss_mib: float
+    """VmHWM of the model's process over the runs."""
+    rss_anon_mib: float
+    """Part of the final RSS that is private: KV cache, scratch, code."""
+    rss_file_mib: float
+    """Part that is mapped from files: mostly weights."""
+    machine: str
+    """Fingerprint of the machine that measured: CPU model, cores, runtime version."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """What one variant is and what was measured of it; every figure was measured."""
+
+    quantization: str
+    """llama.cpp name: ``Q4_K_M``; ``F16`` for the reference itself."""
+    bytes: int
+    """Exact size of the artefact."""
+    bits_per_weight: float
+    """Of the artefact as a whole, metadata included."""
+    tensor_types: dict[str, int]
+    """Type → number of tensors stored in it: shows block-size fallbacks."""
+    parameters: int
+    """Weights."""
+    reference: Digest
+    """The 16-bit model it is compared with."""
+    reference_grid: str | None
+    """Set when the reference itself was dequantized from this type: figures of
+    variants of that type are flattered."""
+    fidelity: Fidelity
+    """Against the reference."""
+    speed: tuple[Speed, ...]
+    """One for each distinct (threads, context) the blueprint's classes ask for."""
+    runtime: str
+    """Runtime and version that measured it: ``llamacpp 2026.10.11549``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpectedToken:
+    """One token of the expected greedy answer."""
+
+    text: str
+    """The token as text."""
+    logprob: float
+    """Its log-probability, nats."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoldenPrompt:
+    """One prompt and the 16-bit reference's greedy answer to it."""
+
+    prompt: str
+    """User turn, sent through the chat path with the model's own template."""
+    answer: tuple[ExpectedToken, ...]
+    """The reference's greedy continuation, with its log-probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoldenSet:
+    """The prompts of a release, the same for all its variants."""
+
+    prompts: tuple[GoldenPrompt, ...]
+    """In the order they are asked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One artefact of a release, for one or more classes, with its measured card."""
+
+    digest: Digest
+    """Of the artefact's bytes."""
+    bytes: int
+    """Size of the artefact."""
+    format: str
+    """Container: ``gguf``."""
+    runtime: str
+    """Runtime that serves it."""
+    classes: tuple[str, ...]
+    """Names of the device classes it was chosen for."""
+    card: Card
+    """What was measured."""
+    golden_logprobs: tuple[float, ...]
+    """This variant's own log p of each golden prompt's first expected token, measured
+    at build: what a device should see."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForcedRelease:
+    """Why a release below its quality floor exists all the same."""
+
+    reason: str
+    """Given by the person who forced it."""
+    violations: tuple[str, ...]
+    """What the floor says against it."""
+
+    def __post_init__(self) -> None:
+        if not self.reason.strip():
+            raise InvalidInputError("a forced release needs a reason, got ''")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Release:
+    """The immutable result of a blueprint; its digest is its identity."""
+
+    name: str
+    """The blueprint's name."""
+    version: int
+    """1, 2, 3 …"""
+    created_at: float
+    """Unix time, seconds."""
+    blueprint: Blueprint
+    """As it was built."""
+    model: ModelRecord
+    """The reference."""
+    variants: tuple[Variant, ...]
+    """One or more."""
+    golden: GoldenSet
+    """Prompts for the trial on the device."""
+    build: Digest
+    """Digest of the build's result document: the evidence."""
+    previous: int | None = None
+    """Version it follows; None for the first."""
+    forced: ForcedRelease | None = None
+    """Set when the quality floor was overruled."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, where="release name")
+        if self.version < 1:
+            raise InvalidInputError(f"release version must be >= 1, got {self.version}")
+        if not self.variants:
+            raise InvalidInputError("a release needs at least one variant")
+
+    @property
+    def label(self) -> str:
+        """Name and version: ``assistant-2``."""
+        return f"{self.name}-{self.version}"
+
+    @property
+    def classes(self) -> tuple[DeviceClass, ...]:
+        """The blueprint's device classes, in the order they are matched."""
+        return self.blueprint.classes
+
+    def variant_for(self, class_name: str) -> Variant:
+        """Return the variant chosen for a class.
+
+        Raises:
+            NotFoundError: the release has none for it.
+        """
+        for variant in self.variants:
+            if class_name in variant.classes:
+                return variant
+        raise NotFoundError(
+            f"release {self.label} has no variant for class {class_name!r}"
+        )

@@ -1,0 +1,1 @@
+"""Artefacts by digest: an OCI image layout on disk, signed with TUF metadata."""

@@ -1,0 +1,1 @@
+"""Public test kit: simulated clock, fleets, contract suites. Only tests import it."""

@@ -1,0 +1,1 @@
+"""The only place that knows JSON, YAML, TOML and environment variables."""

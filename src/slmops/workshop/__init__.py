@@ -1,0 +1,1 @@
+"""Model in, measured variants out: import, plan, quantize, evaluate, select."""
