@@ -76,12 +76,21 @@ def decode_json(
     >>> decode_json('{"min": 1, "max": 2}', Range, where="example")
     Range(min=1.0, max=2.0)
     """
+    tree = parse_json(raw, where=where)
+    return convert(tree, kind, where=where, lenient=lenient)
+
+
+def parse_json(raw: bytes | str, *, where: str) -> Any:  # noqa: ANN401 - a tree
+    """Parse JSON to plain Python values.
+
+    Raises:
+        InvalidInputError: not valid JSON, or too large.
+    """
     _check_size(len(raw), where)
     try:
-        tree = msgspec.json.decode(raw)
+        return msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInputError(f"{where}: not valid JSON: {error}") from None
-    return convert(tree, kind, where=where, lenient=lenient)
 
 
 def decode_yaml(raw: bytes | str, kind: type[Document], *, where: str) -> Document:
