@@ -1,0 +1,101 @@
+"""Credentials: operator token, one-time tokens, session tokens, rate limits.
+
+Tokens are 256 random bits. Only their SHA-256 is stored: such tokens cannot be guessed,
+so a slow password hash would add nothing.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from slmops.domain.errors import UnavailableError, UntrustedError
+
+OPERATOR_TOKEN_FILE = "operator-token"  # noqa: S105 - a file name
+_REMEMBERED = 200_000
+
+
+def new_token(kind: str) -> str:
+    """Return a fresh random token; `kind` shows in front so that people know it.
+
+    >>> new_token("enrol").startswith("enrol_")
+    True
+    """
+    return f"{kind}_{secrets.token_urlsafe(32)}"
+
+
+def hash_token(token: str) -> str:
+    """Return what is stored in place of a token."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def load_operator_token(folder: Path) -> str:
+    """Return the operator's token, made at first use, in a file only its owner reads."""
+    path = folder / OPERATOR_TOKEN_FILE
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text(encoding="ascii").strip()
+    token = new_token("operator")
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return token
+
+
+class OperatorDoor:
+    """Lets the operator in."""
+
+    def __init__(self, token: str) -> None:
+        self._hash = hash_token(token)
+
+    def require(self, token: str | None) -> None:
+        """Check a bearer token in constant time.
+
+        Raises:
+            UntrustedError: it is missing or wrong.
+        """
+        if token is None or not hmac.compare_digest(hash_token(token), self._hash):
+            raise UntrustedError(
+                "operator token is missing or wrong: send 'Authorization: Bearer …'"
+                f" with the content of control/{OPERATOR_TOKEN_FILE}"
+            )
+
+
+class RateLimit:
+    """A token bucket per device, never per address: a site sits behind one NAT."""
+
+    def __init__(
+        self,
+        *,
+        burst: int,
+        rate_per_s: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._burst = float(burst)
+        self._rate = rate_per_s
+        self._monotonic = monotonic
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, device: str) -> None:
+        """Count one request.
+
+        Raises:
+            UnavailableError: the device asks too often; it should wait and try again.
+        """
+        now = self._monotonic()
+        left, at = self._buckets.pop(device, (self._burst, now))
+        left = min(self._burst, left + (now - at) * self._rate)
+        self._buckets[device] = (max(left - 1.0, 0.0), now)
+        if len(self._buckets) > _REMEMBERED:
+            self._buckets.popitem(last=False)
+        if left < 1.0:
+            raise UnavailableError(
+                f"device {device} may make {self._rate:g} requests a second: slow down"
+            )

@@ -1,0 +1,78 @@
+"""What a sync says about a rollout's member and a device's telemetry: pure."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from slmops.control.records import DeviceStatus, Telemetry
+from slmops.domain.installation import State
+from slmops.domain.report import GRID_MS, GRID_PER_S, grid_quantile
+from slmops.domain.rollout import Member, Outcome
+from slmops.domain.sync import Assignment, InstallationReport, Installed, Report
+
+
+def outcome_of_sync(
+    member: Member, assignment: Assignment, status: DeviceStatus
+) -> Member:
+    """Return the member as it is after its device said `status`.
+
+    Args:
+        member: as stored.
+        assignment: the device's newest; one that reverts settles nothing.
+        status: what the device said.
+
+    A deferral (WAITING) is not a failure: the member stays pending. A device that
+    committed and later rolls the same assignment back has failed. A device that was
+    silent past its deadline stays so: its silence has been counted.
+    """
+    if assignment.revert or member.outcome is Outcome.SILENT:
+        return member
+    installation = status.installation
+    if installation is not None and installation.assignment == assignment.sequence:
+        return _from_installation(member, installation)
+    if status.assignment < assignment.sequence:
+        return member
+    return _from_slots(member, assignment, status)
+
+
+def _from_installation(member: Member, installation: InstallationReport) -> Member:
+    trial = installation.trial
+    loss = member.paired_loss if trial is None else trial.paired_loss
+    if installation.state is State.COMMITTED:
+        return replace(member, outcome=Outcome.SUCCEEDED, reason="", paired_loss=loss)
+    if installation.state is State.ROLLED_BACK:
+        said = installation.reason or ("" if trial is None else trial.reason)
+        reason = said or "rolled back; the device gave no reason"
+        return replace(member, outcome=Outcome.FAILED, reason=reason, paired_loss=loss)
+    return member
+
+
+def _from_slots(member: Member, assignment: Assignment, status: DeviceStatus) -> Member:
+    """Settle an acknowledged assignment that needed no installation."""
+    target = Installed(release=assignment.release, variant=assignment.variant)
+    if status.active == target:
+        return replace(member, outcome=Outcome.SUCCEEDED, reason="")
+    if assignment.variant in status.quarantined:
+        return replace(
+            member,
+            outcome=Outcome.FAILED,
+            reason=f"variant {assignment.variant[:19]} is quarantined on the device",
+        )
+    return member
+
+
+def telemetry_after(before: Telemetry, reports: Sequence[Report]) -> Telemetry:
+    """Add reports, each new and oldest first, to a device's telemetry."""
+    now = before
+    for report in reports:
+        first_token = grid_quantile(GRID_MS, report.first_token_ms, 0.5)
+        decode = grid_quantile(GRID_PER_S, report.decode_tokens_per_s, 0.5)
+        now = Telemetry(
+            requests=now.requests + report.requests,
+            failures=now.failures + report.failures,
+            output_tokens=now.output_tokens + report.output_tokens,
+            restarts=now.restarts + report.restarts,
+            first_token_ms=now.first_token_ms if first_token is None else first_token,
+            decode_tokens_per_s=now.decode_tokens_per_s if decode is None else decode,
+            peak_rss_mib=report.peak_rss_mib or now.peak_rss_mib,
+        )
+    return now

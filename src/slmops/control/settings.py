@@ -1,0 +1,42 @@
+"""Settings of the control plane, read once at start."""
+
+from dataclasses import dataclass
+
+from slmops.domain.errors import InvalidInputError
+from slmops.registry.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlSettings:
+    """How the control plane serves."""
+
+    workspace: Workspace
+    """Its registry, keys and control folders."""
+    host: str = "127.0.0.1"
+    """Address to listen on; loopback until a TLS proxy stands in front."""
+    port: int = 8800
+    """TCP port; 0 takes a free one."""
+    poll_s: float = 30.0
+    """Mean time between two syncs of a device; each answer jitters it by a fifth, so
+    that a fleet started together spreads out."""
+    session_s: float = 86_400.0
+    """Life of a device's session token: a day costs one signature a day."""
+    engine_s: float = 1.0
+    """Longest time between two passes of the rollout engine; news wake it at once."""
+    timestamp_s: float = 3_600.0
+    """How often the registry's TUF timestamp is signed anew; it lives a day."""
+    seen_flush_s: float = 5.0
+    """How often last-seen times are written; a crash loses at most this much of them."""
+    device_burst: int = 60
+    """Requests a device may make at once before its rate limit holds."""
+    device_rate_per_s: float = 10.0
+    """Requests a device may make a second in the long run; 300 times the default poll."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:  # noqa: PLR2004 - TCP
+            raise InvalidInputError(f"serve.port must be in 0..65535, got {self.port}")
+        for name in ("poll_s", "session_s", "engine_s", "device_rate_per_s"):
+            if not getattr(self, name) > 0:
+                raise InvalidInputError(
+                    f"serve.{name} must be > 0, got {getattr(self, name):g}"
+                )
