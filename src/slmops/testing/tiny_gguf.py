@@ -175,6 +175,6 @@ def byte_letters() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
-def _encoded(weights: Mapping[str, npt.NDArray[np.float32]]) -> Iterator[bytes]:
+def _encoded(weights: Mapping[str, npt.NDArray[np.float32]]) -> Iterator[tuple[bytes]]:
     for values in weights.values():
-        yield values.astype(np.float32 if values.ndim == 1 else np.float16).tobytes()
+        yield (values.astype(np.float32 if values.ndim == 1 else np.float16).tobytes(),)

@@ -77,7 +77,7 @@ def write_gguf(
     sink: ByteSink,
     metadata: Sequence[MetadataEntry],
     tensors: Sequence[TensorEntry],
-    data: Iterable[bytes],
+    data: Iterable[Iterable[bytes]],
 ) -> None:
     """Write a GGUF file front to back; equal input gives equal bytes.
 
@@ -85,20 +85,23 @@ def write_gguf(
         sink: takes the bytes.
         metadata: must not hold ``general.alignment``.
         tensors: offsets are ignored and computed anew.
-        data: one item per tensor, in order; produced while writing, so that only one
-            tensor is in memory.
+        data: one item per tensor, in order, each its bytes in pieces; produced while
+            writing, so that only one piece is in memory.
 
     Raises:
         InvalidInputError: an item has not the size its tensor's shape and type ask for.
     """
     sink.write(_header(metadata, tensors))
-    for tensor, raw in zip(tensors, data, strict=True):
-        if len(raw) != tensor.bytes:
+    for tensor, pieces in zip(tensors, data, strict=True):
+        written = 0
+        for piece in pieces:
+            sink.write(piece)
+            written += len(piece)
+        if written != tensor.bytes:
             raise InvalidInputError(
-                f"tensor {tensor.name!r}: expected {tensor.bytes} bytes, got {len(raw)}"
+                f"tensor {tensor.name!r}: expected {tensor.bytes} bytes, got {written}"
             )
-        sink.write(raw)
-        sink.write(bytes(aligned(len(raw), ALIGNMENT) - len(raw)))
+        sink.write(bytes(aligned(written, ALIGNMENT) - written))
 
 
 def _header(metadata: Sequence[MetadataEntry], tensors: Sequence[TensorEntry]) -> bytes:

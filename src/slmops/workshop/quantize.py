@@ -1,0 +1,268 @@
+"""Turn a 16-bit reference into one quantized variant, a few rows at a time.
+
+Blocks come from `libgguf`, bit-identical to llama.cpp's own quantizer; which type a
+tensor gets is `mixes`' business. Memory stays at some tens of megabytes, whatever the
+model's size, because rows are rounded independently.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import libgguf
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType
+
+from slmops.domain.errors import InvalidInputError
+from slmops.workshop.gguf_file import (
+    GgufHeader,
+    MetadataEntry,
+    TensorEntry,
+    read_header,
+    tensor_bytes,
+)
+from slmops.workshop.gguf_writer import (
+    ByteSink,
+    file_bytes,
+    metadata_entry,
+    with_metadata,
+    write_gguf,
+)
+from slmops.workshop.mixes import TensorChoice, choose_types, find_mix
+from slmops.workshop.model_shape import read_shape
+from slmops.workshop.progress import Progress, silent
+
+Matrix = npt.NDArray[np.float32]
+Imatrix = Mapping[str, npt.NDArray[np.float32]]
+"""Tensor name → importance of each column, (width,) float32, not negative."""
+
+CHUNK_WEIGHTS = 1 << 22
+"""Weights converted at a time: 16 MiB of float32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizedFile:
+    """What a quantization made, or will make."""
+
+    bytes: int
+    """Exact size of the file."""
+    parameters: int
+    """Weights."""
+    tensor_types: dict[str, int]
+    """Type → number of tensors."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the whole file, metadata included."""
+        return 8 * self.bytes / self.parameters
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    metadata: tuple[MetadataEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    choices: tuple[TensorChoice, ...]
+
+
+def predict_quantized(
+    header: GgufHeader, target_type: str, *, has_imatrix: bool = False
+) -> QuantizedFile:
+    """Tell what `quantize_gguf` will make of a reference: exact, without doing it.
+
+    Raises:
+        InvalidInputError: as `quantize_gguf`.
+    """
+    return _described(_planned(header, target_type, has_imatrix=has_imatrix))
+
+
+def quantize_gguf(
+    reference: Path,
+    target_type: str,
+    sink: ByteSink,
+    *,
+    imatrix: Imatrix | None = None,
+    progress: Progress = silent,
+) -> QuantizedFile:
+    """Quantize a 16-bit GGUF file; equal input gives equal bytes.
+
+    Args:
+        reference: 16-bit GGUF model, as `import_model` stores it.
+        target_type: name of a mix: ``Q4_K_M``.
+        sink: takes the file's bytes, front to back.
+        imatrix: importance of columns; tensors that are missing are rounded without.
+        progress: told after every tensor.
+
+    Raises:
+        InvalidInputError: unknown type; a type that needs an importance matrix without
+            one; a reference that is not 16 bit, not finite, or damaged.
+    """
+    header = read_header(reference)
+    plan = _planned(header, target_type, has_imatrix=imatrix is not None)
+    with reference.open("rb") as file:
+        data = _rounded(file, header, plan, imatrix or {}, (target_type, progress))
+        write_gguf(sink, plan.metadata, plan.tensors, data)
+    return _described(plan)
+
+
+def read_rows(file: BinaryIO, tensor: TensorEntry) -> Iterator[Matrix]:
+    """Read a tensor as float32, some rows at a time, dequantizing on the way.
+
+    Yields:
+        (rows, width) float32; together all rows, in order.
+
+    Raises:
+        InvalidInputError: damaged file, a type that holds no weights, or weights that
+            are not finite.
+    """
+    row_bytes = tensor_bytes(tensor.kind, (tensor.width,))
+    step = max(CHUNK_WEIGHTS // tensor.width, 1)
+    file.seek(tensor.offset)
+    for first in range(0, tensor.rows, step):
+        rows = min(step, tensor.rows - first)
+        raw = file.read(rows * row_bytes)
+        if len(raw) != rows * row_bytes:
+            raise InvalidInputError(f"{file.name}: cut off in tensor {tensor.name!r}")
+        values = decode_rows(raw, tensor.kind, rows, tensor.width)
+        if not np.isfinite(values).all():
+            raise InvalidInputError(
+                f"{file.name}: tensor {tensor.name!r} holds values that are not finite"
+            )
+        yield values
+
+
+def decode_rows(raw: bytes, kind: str, rows: int, width: int) -> Matrix:
+    """Turn blocks into (rows, width) float32.
+
+    Raises:
+        InvalidInputError: the type holds no weights or is unknown to the quantizer.
+    """
+    if kind in {"F32", "F16"}:
+        dtype: npt.DTypeLike = np.float32 if kind == "F32" else np.float16
+        half = np.frombuffer(raw, dtype)
+        return half.astype(np.float32).reshape(rows, width)
+    if kind == "BF16":
+        high = np.frombuffer(raw, np.uint16).astype(np.uint32) << 16
+        return np.asarray(high.view(np.float32)).reshape(rows, width)
+    blocks = np.frombuffer(raw, np.uint8).reshape(rows, -1)
+    try:
+        values = libgguf.dequantize_rows(blocks, GGMLQuantizationType[kind], width)
+    except (ValueError, KeyError) as error:
+        raise InvalidInputError(f"type {kind} cannot be dequantized: {error}") from None
+    return np.asarray(values, np.float32).reshape(rows, width)
+
+
+def encode_rows(
+    values: Matrix, kind: str, importance: npt.NDArray[np.float32] | None = None
+) -> bytes:
+    """Turn (rows, width) float32 into blocks of `kind`."""
+    if kind == "F32":
+        return values.astype("<f4").tobytes()
+    if kind == "F16":
+        return values.astype("<f2").tobytes()
+    if kind == "BF16":
+        return _bf16(values).tobytes()
+    blocks = libgguf.quantize_rows(
+        np.ascontiguousarray(values), GGMLQuantizationType[kind], importance
+    )
+    return np.asarray(blocks).tobytes()
+
+
+def coarse_rows(values: Matrix) -> Matrix:
+    """Round every block of 32 weights to four levels: -3/2, -1/2, 1/2, 3/2 of a step.
+
+    Two bits a weight, for rows that no 2-bit type of llama.cpp divides; any 4-bit block
+    then holds the result.
+    """
+    blocks = values.reshape(-1, 32)
+    step = np.abs(blocks).max(axis=1, keepdims=True) / 1.5
+    safe = np.where(step > 0, step, 1)
+    levels = np.clip(np.floor(blocks / safe), -2, 1) + 0.5
+    return (levels * step).astype(np.float32).reshape(values.shape)
+
+
+def _planned(header: GgufHeader, target_type: str, *, has_imatrix: bool) -> _Plan:
+    mix = find_mix(target_type)
+    shape = read_shape(header)
+    for tensor in header.tensors:
+        if tensor.kind not in {"F32", "F16", "BF16"}:
+            raise InvalidInputError(
+                f"{header.path}: a reference must have 16 bits or more, but"
+                f" {tensor.name} is {tensor.kind}"
+            )
+    choices = choose_types(
+        header.tensors,
+        target_type,
+        kv_sharing=shape.heads // shape.kv_heads,
+        has_imatrix=has_imatrix,
+    )
+    changes = (
+        metadata_entry("general.file_type", mix.file_type, "UINT32"),
+        metadata_entry("general.quantization_version", GGML_QUANT_VERSION, "UINT32"),
+    )
+    tensors = zip(header.tensors, choices, strict=True)
+    return _Plan(
+        metadata=with_metadata(
+            header.metadata, changes, without=lambda key: key == "general.alignment"
+        ),
+        tensors=tuple(replace(tensor, kind=choice.kind) for tensor, choice in tensors),
+        choices=choices,
+    )
+
+
+def _described(plan: _Plan) -> QuantizedFile:
+    return QuantizedFile(
+        bytes=file_bytes(plan.metadata, plan.tensors),
+        parameters=sum(tensor.elements for tensor in plan.tensors),
+        tensor_types=dict(Counter(tensor.kind for tensor in plan.tensors)),
+    )
+
+
+def _rounded(
+    file: BinaryIO,
+    header: GgufHeader,
+    plan: _Plan,
+    imatrix: Imatrix,
+    reporting: tuple[str, Progress],
+) -> Iterator[Iterator[bytes]]:
+    name, progress = reporting
+    total = sum(tensor.elements for tensor in header.tensors)
+    done = 0
+    for tensor, choice in zip(header.tensors, plan.choices, strict=True):
+        yield _rounded_rows(file, tensor, choice, _importance(imatrix, tensor))
+        done += tensor.elements
+        progress(f"quantize {name}", done, total)
+
+
+def _rounded_rows(
+    file: BinaryIO,
+    tensor: TensorEntry,
+    choice: TensorChoice,
+    importance: npt.NDArray[np.float32] | None,
+) -> Iterator[bytes]:
+    for values in read_rows(file, tensor):
+        rows = coarse_rows(values) if choice.coarse else values
+        yield encode_rows(rows, choice.kind, importance)
+
+
+def _importance(
+    imatrix: Imatrix, tensor: TensorEntry
+) -> npt.NDArray[np.float32] | None:
+    importance = imatrix.get(tensor.name)
+    if importance is None:
+        return None
+    if importance.shape != (tensor.width,) or not np.isfinite(importance).all():
+        raise InvalidInputError(
+            f"importance of {tensor.name} must be {tensor.width} finite numbers,"
+            f" got shape {list(importance.shape)}"
+        )
+    return importance
+
+
+def _bf16(values: Matrix) -> npt.NDArray[np.uint16]:
+    """Round to nearest, ties to even, as llama.cpp does."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded: Sequence[int] | npt.NDArray[np.uint32] = bits + 0x7FFF + ((bits >> 16) & 1)
+    return (np.asarray(rounded) >> 16).astype(np.uint16)
