@@ -14,6 +14,8 @@ from slmops.domain.device import Budget
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.sync import TrialResult
 
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptScore:
@@ -26,7 +28,7 @@ class PromptScore:
     def __post_init__(self) -> None:
         if not self.logprobs:
             raise InvalidInputError("golden score needs at least one log-probability")
-        if any(math.isnan(value) or value > 1e-6 for value in self.logprobs):
+        if any(math.isnan(value) or value > _ROUNDING for value in self.logprobs):
             raise InvalidInputError(
                 f"golden log-probabilities must be <= 0, got {max(self.logprobs):g}"
             )

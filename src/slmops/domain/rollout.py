@@ -1,10 +1,26 @@
-"""Rollouts: a release reaching the fleet in frozen waves, decided by a pure `advance`."""
+"""Rollouts: a release reaching the fleet in frozen waves, decided by a pure `advance`.
 
-from dataclasses import dataclass
+Two separate questions, both failing closed: *stop?* is asked on every pass, *advance?*
+once a wave is decided and has soaked. `advance` does one thing a pass and returns; the
+next pass sees the truth.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from slmops.domain.blueprint import RolloutPolicy
-from slmops.domain.gate import GateResult
+from slmops.domain.blueprint import OnHalt, RolloutPolicy
+from slmops.domain.errors import ConflictError
+from slmops.domain.gate import (
+    AdvanceRule,
+    ClassCount,
+    GateResult,
+    Verdict,
+    advance_gate,
+    stop_gate,
+)
 
 
 class RolloutState(StrEnum):
@@ -101,3 +117,343 @@ class Step:
     """Devices whose outcome becomes SILENT."""
     results: tuple[GateResult, ...] = ()
     """Verdicts reached in this pass; stored append-only when they changed."""
+
+
+class Command(StrEnum):
+    """What an operator may ask of a rollout."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    ABORT_KEEP = "abort-keep"
+    ABORT_REVERT = "abort-revert"
+
+
+COMMANDS: dict[tuple[RolloutState, Command], RolloutState] = {
+    (RolloutState.RUNNING, Command.PAUSE): RolloutState.PAUSED,
+    (RolloutState.PAUSED, Command.RESUME): RolloutState.RUNNING,
+    (RolloutState.RUNNING, Command.ABORT_KEEP): RolloutState.ABORTED,
+    (RolloutState.RUNNING, Command.ABORT_REVERT): RolloutState.ABORTED,
+    (RolloutState.PAUSED, Command.ABORT_KEEP): RolloutState.ABORTED,
+    (RolloutState.PAUSED, Command.ABORT_REVERT): RolloutState.ABORTED,
+    (RolloutState.HALTED, Command.ABORT_KEEP): RolloutState.ABORTED,
+    (RolloutState.HALTED, Command.ABORT_REVERT): RolloutState.ABORTED,
+}
+"""What is allowed when."""
+
+ENDED = frozenset({RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED})
+"""Nothing more is offered."""
+
+_SHOWN_REASONS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One device that a rollout may reach."""
+
+    device: str
+    """Device id."""
+    device_class: str
+    """Its class in the release's blueprint."""
+    site: str = ""
+    """Label `site`, to spread waves over sites."""
+
+
+def build_waves(
+    candidates: Iterable[Candidate], policy: RolloutPolicy, *, salt: str
+) -> dict[str, int]:
+    """Deal devices to waves: frozen, reproducible, stratified.
+
+    Devices of a class are taken in an order that a salted hash decides, sites in turn;
+    classes fill a wave in turn, in proportion to their share but at least one each while
+    the wave has room, so that the first wave sees every class it can.
+
+    Args:
+        candidates: each device once.
+        policy: sizes of the waves; the last takes what is left.
+        salt: usually the rollout's id, so that not always the same devices go first.
+
+    Returns:
+        Device id → index of its wave.
+    """
+    order = _stratified_order(list(candidates), salt)
+    sizes = _wave_sizes(len(order), policy)
+    waves: dict[str, int] = {}
+    begin = 0
+    for wave, size in enumerate(sizes):
+        for device in order[begin : begin + size]:
+            waves[device] = wave
+        begin += size
+    return waves
+
+
+def _wave_sizes(devices: int, policy: RolloutPolicy) -> list[int]:
+    """Return the size of each wave; shares are of the whole fleet, rounded up."""
+    sizes, left = [], devices
+    for plan in policy.waves[:-1]:
+        wanted = (
+            plan.count
+            if plan.count is not None
+            else math.ceil((plan.share or 0.0) * devices)
+        )
+        sizes.append(min(wanted, left))
+        left -= sizes[-1]
+    return [*sizes, left]
+
+
+def _stratified_order(candidates: Sequence[Candidate], salt: str) -> list[str]:
+    """Order devices so that every beginning of the order mirrors the whole fleet.
+
+    The k-th of a class's n devices stands at (k - 1 + jitter) / n, jitter the class's
+    own small offset: the first of every class comes first of all, then each class in
+    proportion.
+    """
+    by_class: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_class.setdefault(candidate.device_class, []).append(candidate)
+    placed = []
+    for name, members in by_class.items():
+        queue = _sites_in_turn(members, salt)
+        for index, device in enumerate(queue):
+            placed.append((index / len(queue), _salted(salt, name), device))
+    return [device for _, _, device in sorted(placed)]
+
+
+def _sites_in_turn(members: Sequence[Candidate], salt: str) -> list[str]:
+    by_site: dict[str, list[Candidate]] = {}
+    for member in sorted(members, key=lambda member: _salted(salt, member.device)):
+        by_site.setdefault(member.site, []).append(member)
+    ranked = [
+        (rank, _salted(salt, site), member.device)
+        for site, queue in by_site.items()
+        for rank, member in enumerate(queue)
+    ]
+    return [device for _, _, device in sorted(ranked)]
+
+
+def _salted(salt: str, text: str) -> str:
+    return hashlib.sha256(f"{salt}:{text}".encode()).hexdigest()
+
+
+def late_joiner_wave(rollout: Rollout) -> int | None:
+    """Return the wave for a device that appears now: the last, unless it has begun."""
+    last = rollout.waves - 1
+    begun = rollout.wave == last and rollout.phase is not WavePhase.PENDING
+    if rollout.state in ENDED or begun:
+        return None
+    return last
+
+
+def advance(
+    rollout: Rollout, members: Sequence[Member], now: float, *, max_paired_loss: float
+) -> Step:
+    """Decide the next step of a rollout; pure, one thing a pass.
+
+    Args:
+        rollout: as stored.
+        members: all its devices, as last reported.
+        now: Unix time, seconds.
+        max_paired_loss: δ of the release's golden plan, nats a token.
+
+    Returns:
+        The new rollout and the effects to commit with it. Applying the same step twice
+        is harmless: an effect names devices and their final assignment.
+    """
+    if rollout.state in ENDED:
+        return Step(rollout=rollout)
+    silent = _newly_silent(rollout, members, now)
+    if silent:
+        return Step(rollout=rollout, silent=silent)
+    stop = stop_gate(
+        _counts(members, rollout.classes),
+        tolerated_rate=rollout.policy.tolerated_failure_rate,
+        alpha=rollout.policy.alpha,
+    )
+    if stop.verdict is Verdict.FAIL:
+        return _halt(rollout, members, stop, now)
+    if rollout.state is RolloutState.PAUSED:
+        return Step(rollout=rollout)
+    return _run_wave(rollout, members, now, max_paired_loss)
+
+
+def apply_command(
+    rollout: Rollout, members: Sequence[Member], command: Command, *, reason: str = ""
+) -> Step:
+    """Answer an operator's command.
+
+    Raises:
+        ConflictError: not allowed in this state; the message says what is.
+    """
+    state = COMMANDS.get((rollout.state, command))
+    if state is None:
+        allowed = sorted(allowed for (now, allowed) in COMMANDS if now is rollout.state)
+        raise ConflictError(
+            f"rollout {rollout.id} is {rollout.state}: {command} is not possible;"
+            f" possible: {', '.join(allowed) or 'nothing'}"
+        )
+    revert = _succeeded(members) if command is Command.ABORT_REVERT else ()
+    said = reason or f"{command} by the operator"
+    return Step(
+        rollout=replace(
+            rollout,
+            state=state,
+            reason="" if command is Command.RESUME else said,
+        ),
+        revert=revert,
+    )
+
+
+def _run_wave(
+    rollout: Rollout, members: Sequence[Member], now: float, max_paired_loss: float
+) -> Step:
+    """Offer the current wave, or decide it once it was offered."""
+    cohort = [member for member in members if member.wave == rollout.wave]
+    if not cohort:
+        return _pass_wave(rollout, now, _empty_wave(rollout))
+    unoffered = tuple(member.device for member in cohort if member.offered_at is None)
+    if unoffered:
+        return _offer(rollout, unoffered, now)
+    return _decide(rollout, members, cohort, now, max_paired_loss)
+
+
+def _offer(rollout: Rollout, devices: tuple[str, ...], now: float) -> Step:
+    phase_at = now if rollout.phase is WavePhase.PENDING else rollout.phase_at
+    return Step(
+        rollout=replace(rollout, phase=WavePhase.OFFERING, phase_at=phase_at),
+        offer=devices,
+    )
+
+
+def _decide(
+    rollout: Rollout,
+    members: Sequence[Member],
+    cohort: Sequence[Member],
+    now: float,
+    max_paired_loss: float,
+) -> Step:
+    policy = rollout.policy
+    losses: dict[str, list[float]] = {}
+    sizes: dict[str, int] = {}
+    for member in cohort:
+        sizes[member.device_class] = sizes.get(member.device_class, 0) + 1
+        if member.paired_loss is not None and member.outcome is Outcome.SUCCEEDED:
+            losses.setdefault(member.device_class, []).append(member.paired_loss)
+    result = advance_gate(
+        sizes,
+        _counts(cohort, sizes),
+        losses,
+        AdvanceRule(
+            tolerated_rate=policy.tolerated_failure_rate,
+            alpha=policy.alpha / rollout.waves,
+            min_per_class=policy.min_per_class,
+            max_paired_loss=max_paired_loss,
+        ),
+    )
+    if result.verdict is Verdict.FAIL:
+        return _halt(rollout, members, result, now)
+    if result.verdict is Verdict.INCONCLUSIVE:
+        return Step(rollout=rollout, results=(result,))
+    if rollout.phase is not WavePhase.SOAKING:
+        return Step(
+            rollout=replace(rollout, phase=WavePhase.SOAKING, phase_at=now),
+            results=(
+                replace(
+                    result,
+                    verdict=Verdict.INCONCLUSIVE,
+                    reason=f"{result.reason}; soaking {policy.soak_s:g} s",
+                ),
+            ),
+        )
+    if now - rollout.phase_at < policy.soak_s:
+        return Step(rollout=rollout)
+    return _pass_wave(rollout, now, result)
+
+
+def _pass_wave(rollout: Rollout, now: float, result: GateResult) -> Step:
+    """Begin the next wave, or finish."""
+    if rollout.wave + 1 < rollout.waves:
+        following = replace(
+            rollout, wave=rollout.wave + 1, phase=WavePhase.PENDING, phase_at=now
+        )
+    elif result.verdict is Verdict.PASS or rollout.wave > 0:
+        following = replace(
+            rollout,
+            state=RolloutState.DONE,
+            phase=WavePhase.PASSED,
+            phase_at=now,
+            reason="every wave passed",
+        )
+    else:
+        return Step(rollout=rollout, results=(result,))
+    return Step(rollout=following, results=(result,))
+
+
+def _empty_wave(rollout: Rollout) -> GateResult:
+    return GateResult(
+        gate="advance",
+        verdict=Verdict.INCONCLUSIVE,
+        reason=f"wave {rollout.wave + 1} of {rollout.waves} has no devices: nothing shown",
+    )
+
+
+def _halt(
+    rollout: Rollout, members: Sequence[Member], result: GateResult, now: float
+) -> Step:
+    """Stop for good, with the gate's reason and the devices' own."""
+    said = _device_reasons(members)
+    reason = f"wave {rollout.wave + 1} of {rollout.waves}: {result.reason}" + (
+        f"; devices say: {said}" if said else ""
+    )
+    keep = rollout.policy.on_halt is OnHalt.HOLD
+    return Step(
+        rollout=replace(
+            rollout, state=RolloutState.HALTED, reason=reason, phase_at=now
+        ),
+        revert=() if keep else _succeeded(members),
+        results=(replace(result, reason=reason),),
+    )
+
+
+def _device_reasons(members: Sequence[Member]) -> str:
+    reasons = [
+        f"{member.device} ({member.device_class}): {member.reason or member.outcome}"
+        for member in members
+        if member.outcome in {Outcome.FAILED, Outcome.SILENT}
+    ]
+    more = len(reasons) - _SHOWN_REASONS
+    shown = "; ".join(reasons[:_SHOWN_REASONS])
+    return f"{shown}; and {more} more" if more > 0 else shown
+
+
+def _succeeded(members: Sequence[Member]) -> tuple[str, ...]:
+    return tuple(
+        member.device for member in members if member.outcome is Outcome.SUCCEEDED
+    )
+
+
+def _newly_silent(
+    rollout: Rollout, members: Sequence[Member], now: float
+) -> tuple[str, ...]:
+    return tuple(
+        member.device
+        for member in members
+        if member.outcome is Outcome.PENDING
+        and member.offered_at is not None
+        and now - member.offered_at > rollout.policy.deadline_s
+    )
+
+
+def _counts(
+    members: Sequence[Member], classes: Iterable[str]
+) -> Mapping[str, ClassCount]:
+    """Count outcomes per class, every device once; SILENT counts as failed."""
+    good = dict.fromkeys(classes, 0)
+    bad = dict.fromkeys(good, 0)
+    for member in members:
+        if member.outcome is Outcome.PENDING:
+            continue
+        table = good if member.outcome is Outcome.SUCCEEDED else bad
+        table[member.device_class] = table.get(member.device_class, 0) + 1
+    return {
+        name: ClassCount(succeeded=good.get(name, 0), failed=bad.get(name, 0))
+        for name in {*good, *bad}
+    }
