@@ -1,0 +1,63 @@
+"""The trial's verdict."""
+
+from slmops.domain.blueprint import GoldenPlan
+from slmops.domain.device import Budget
+from slmops.domain.golden import PromptScore, TrialMeasurement, judge_trial
+
+PLAN = GoldenPlan()
+CARD = (-1.0, -2.0)
+
+
+def scores(*firsts: float) -> tuple[PromptScore, ...]:
+    return tuple(PromptScore(logprobs=(first, -0.5)) for first in firsts)
+
+
+def measured(
+    new: tuple[PromptScore, ...],
+    old: tuple[PromptScore, ...] | None = None,
+    *,
+    speed: float | None = 30.0,
+    peak: float | None = 200.0,
+) -> TrialMeasurement:
+    return TrialMeasurement(
+        scores=new, old_scores=old, decode_tokens_per_s=speed, peak_rss_mib=peak
+    )
+
+
+def test_answers_like_the_card_pass_and_say_the_figures() -> None:
+    result = judge_trial(PLAN, Budget(), CARD, measured(scores(-1.0, -2.1)))
+    assert result.passed
+    assert "card delta 0.050" in result.reason
+
+
+def test_rising_confidence_is_as_suspicious_as_falling() -> None:
+    result = judge_trial(PLAN, Budget(), CARD, measured(scores(-0.1, -0.1)))
+    assert not result.passed
+    assert "prompt 1" in result.reason
+
+
+def test_a_model_worse_than_the_replaced_one_fails_even_when_it_matches_its_card() -> (
+    None
+):
+    result = judge_trial(
+        PLAN, Budget(), CARD, measured(scores(-1.0, -2.0), scores(-0.2, -0.3))
+    )
+    assert not result.passed
+    assert result.paired_loss is not None
+    assert result.paired_loss > PLAN.max_paired_loss
+
+
+def test_memory_above_and_speed_below_the_budget_fail() -> None:
+    budget = Budget(memory_mib=150, decode_tokens_per_s=200)
+    result = judge_trial(PLAN, budget, CARD, measured(scores(-1.0, -2.0)))
+    assert not result.passed
+    assert "peak memory 200 MiB" in result.reason
+    assert "decode 30.00" in result.reason
+
+
+def test_what_could_not_be_measured_is_not_held_against_the_model() -> None:
+    budget = Budget(memory_mib=150, decode_tokens_per_s=200)
+    result = judge_trial(
+        PLAN, budget, CARD, measured(scores(-1.0, -2.0), speed=None, peak=None)
+    )
+    assert result.passed

@@ -1,0 +1,203 @@
+"""Waves and the pure engine step."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmops.domain.blueprint import OnHalt, RolloutPolicy, WavePlan
+from slmops.domain.errors import ConflictError
+from slmops.domain.rollout import (
+    COMMANDS,
+    Candidate,
+    Command,
+    Member,
+    Outcome,
+    Rollout,
+    RolloutState,
+    Step,
+    WavePhase,
+    advance,
+    apply_command,
+    build_waves,
+    late_joiner_wave,
+)
+
+POLICY = RolloutPolicy(
+    waves=(WavePlan(count=3), WavePlan(share=1.0)), soak_s=10, deadline_s=100
+)
+CLASSES = ("gateway", "till", "workstation")
+
+
+def rollout(**changes: object) -> Rollout:
+    start = Rollout(id="r-1", release="a-1", policy=POLICY, classes=CLASSES, waves=2)
+    return replace(start, **changes)  # type: ignore[arg-type]
+
+
+def members(outcomes: dict[str, Outcome], *, offered_at: float = 0.0) -> list[Member]:
+    """Two devices per class; the first of each is in wave 0."""
+    made = []
+    for name in CLASSES:
+        for index in (0, 1):
+            device = f"{name}-{index}"
+            outcome = outcomes.get(device, Outcome.PENDING)
+            offered = offered_at if index == 0 else None
+            made.append(
+                Member(
+                    device=device,
+                    device_class=name,
+                    wave=index,
+                    outcome=outcome,
+                    offered_at=offered,
+                )
+            )
+    return made
+
+
+def step(value: Rollout, fleet: list[Member], now: float = 1.0) -> Step:
+    return advance(value, fleet, now, max_paired_loss=0.15)
+
+
+def first_wave(outcome: Outcome) -> dict[str, Outcome]:
+    return {f"{name}-0": outcome for name in CLASSES}
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60)),
+    salt=st.text(max_size=8),
+)
+def test_every_device_gets_one_wave_and_the_first_wave_sees_every_class(
+    sizes: tuple[int, int, int], salt: str
+) -> None:
+    fleet = [
+        Candidate(device=f"{name}-{i}", device_class=name, site=f"s{i % 3}")
+        for name, size in zip(CLASSES, sizes, strict=True)
+        for i in range(size)
+    ]
+    waves = build_waves(fleet, POLICY, salt=salt)
+    assert set(waves) == {candidate.device for candidate in fleet}
+    first = {device.rsplit("-", 1)[0] for device, wave in waves.items() if wave == 0}
+    assert first == set(CLASSES)
+    assert waves == build_waves(list(reversed(fleet)), POLICY, salt=salt)
+
+
+def test_another_salt_sends_other_devices_first() -> None:
+    fleet = [Candidate(device=f"d{i}", device_class="a") for i in range(100)]
+    firsts = {
+        tuple(
+            sorted(d for d, w in build_waves(fleet, POLICY, salt=s).items() if w == 0)
+        )
+        for s in ("r-1", "r-2", "r-3")
+    }
+    assert len(firsts) > 1
+
+
+def test_the_first_pass_offers_the_first_wave_only() -> None:
+    fleet = [replace(member, offered_at=None) for member in members({})]
+    result = step(rollout(), fleet)
+    assert result.offer == ("gateway-0", "till-0", "workstation-0")
+    assert result.rollout.phase is WavePhase.OFFERING
+
+
+def test_nothing_decided_means_hold() -> None:
+    result = step(rollout(phase=WavePhase.OFFERING), members({}))
+    assert result.rollout.state is RolloutState.RUNNING
+    assert result.rollout.wave == 0
+    assert not result.offer
+
+
+def test_a_wave_soaks_before_the_next_begins() -> None:
+    fleet = members(first_wave(Outcome.SUCCEEDED))
+    soaking = step(rollout(phase=WavePhase.OFFERING), fleet, now=5).rollout
+    assert soaking.phase is WavePhase.SOAKING
+    assert step(soaking, fleet, now=14).rollout.wave == 0
+    assert step(soaking, fleet, now=15).rollout.wave == 1
+
+
+def test_the_last_wave_ends_the_rollout() -> None:
+    done = {
+        **first_wave(Outcome.SUCCEEDED),
+        **{f"{n}-1": Outcome.SUCCEEDED for n in CLASSES},
+    }
+    fleet = [replace(member, offered_at=0.0) for member in members(done)]
+    value = rollout(wave=1, phase=WavePhase.SOAKING, phase_at=0.0)
+    assert step(value, fleet, now=20).rollout.state is RolloutState.DONE
+
+
+def test_a_wave_whose_every_device_failed_halts_with_their_reasons() -> None:
+    fleet = members(first_wave(Outcome.FAILED))
+    result = step(rollout(phase=WavePhase.OFFERING), fleet)
+    assert result.rollout.state is RolloutState.HALTED
+    assert "1 of 1 devices failed" in result.rollout.reason
+    assert "gateway-0" in result.rollout.reason
+
+
+def test_a_halt_reverts_devices_that_had_succeeded_unless_told_to_hold() -> None:
+    outcomes = {**first_wave(Outcome.FAILED), "till-0": Outcome.SUCCEEDED}
+    assert step(rollout(phase=WavePhase.OFFERING), members(outcomes)).revert == (
+        "till-0",
+    )
+    holding = rollout(
+        phase=WavePhase.OFFERING, policy=replace(POLICY, on_halt=OnHalt.HOLD)
+    )
+    assert step(holding, members(outcomes)).revert == ()
+
+
+def test_silence_past_the_deadline_becomes_a_failure() -> None:
+    value = rollout(phase=WavePhase.OFFERING)
+    assert step(value, members({}), now=100).silent == ()
+    result = step(value, members({}), now=101)
+    assert result.silent == ("gateway-0", "till-0", "workstation-0")
+    halted = step(value, members(first_wave(Outcome.SILENT)), now=101)
+    assert halted.rollout.state is RolloutState.HALTED
+
+
+def test_a_paused_rollout_offers_nothing_but_still_stops() -> None:
+    paused = rollout(state=RolloutState.PAUSED)
+    fresh = [replace(member, offered_at=None) for member in members({})]
+    assert step(paused, fresh).offer == ()
+    failing = [
+        Member(
+            device=f"g{i}",
+            device_class="gateway",
+            wave=0,
+            offered_at=0.0,
+            outcome=Outcome.FAILED,
+        )
+        for i in range(6)
+    ]
+    assert step(paused, failing).rollout.state is RolloutState.HALTED
+
+
+@pytest.mark.parametrize(
+    "state", [RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED]
+)
+def test_an_ended_rollout_does_nothing(state: RolloutState) -> None:
+    assert step(rollout(state=state), members({})) == Step(rollout=rollout(state=state))
+
+
+@pytest.mark.parametrize("command", list(Command))
+@pytest.mark.parametrize("state", list(RolloutState))
+def test_commands_follow_the_table(state: RolloutState, command: Command) -> None:
+    fleet = members(first_wave(Outcome.SUCCEEDED))
+    value = rollout(state=state)
+    if (state, command) not in COMMANDS:
+        with pytest.raises(ConflictError, match="possible"):
+            apply_command(value, fleet, command)
+        return
+    result = apply_command(value, fleet, command)
+    assert result.rollout.state is COMMANDS[state, command]
+    reverting = command is Command.ABORT_REVERT
+    assert bool(result.revert) is reverting
+
+
+def test_late_joiners_go_to_the_last_wave_until_it_begins() -> None:
+    assert late_joiner_wave(rollout()) == 1
+    assert late_joiner_wave(rollout(wave=1, phase=WavePhase.OFFERING)) is None
+    assert late_joiner_wave(rollout(state=RolloutState.HALTED)) is None
+
+
+def test_a_fleet_without_devices_never_counts_as_a_success() -> None:
+    value = rollout(waves=1)
+    assert step(value, []).rollout.state is RolloutState.RUNNING
