@@ -80,13 +80,15 @@ def decode_json(
     return convert(tree, kind, where=where, lenient=lenient)
 
 
-def parse_json(raw: bytes | str, *, where: str) -> Any:  # noqa: ANN401 - a tree
+def parse_json(
+    raw: bytes | str, *, where: str, max_bytes: int = MAX_DOCUMENT_BYTES
+) -> Any:  # noqa: ANN401 - a tree
     """Parse JSON to plain Python values.
 
     Raises:
         InvalidInputError: not valid JSON, or too large.
     """
-    _check_size(len(raw), where)
+    _check_size(len(raw), where, max_bytes)
     try:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -192,10 +194,10 @@ def json_schema(kind: type) -> dict[str, Any]:
     return schema
 
 
-def _check_size(size: int, where: str) -> None:
-    if size > MAX_DOCUMENT_BYTES:
+def _check_size(size: int, where: str, limit: int = MAX_DOCUMENT_BYTES) -> None:
+    if size > limit:
         raise InvalidInputError(
-            f"{where}: document must be at most {MAX_DOCUMENT_BYTES} bytes, got {size}"
+            f"{where}: document must be at most {limit} bytes, got {size}"
         )
 
 
