@@ -180,7 +180,8 @@ def coarse_rows(values: Matrix) -> Matrix:
     step = np.abs(blocks).max(axis=1, keepdims=True) / 1.5
     safe = np.where(step > 0, step, 1)
     levels = np.clip(np.floor(blocks / safe), -2, 1) + 0.5
-    return (levels * step).astype(np.float32).reshape(values.shape)
+    rounded: Matrix = (levels * step).astype(np.float32).reshape(values.shape)
+    return rounded
 
 
 def _planned(header: GgufHeader, target_type: str, *, has_imatrix: bool) -> _Plan:
