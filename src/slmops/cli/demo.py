@@ -1,0 +1,44 @@
+"""`slmops demo`: the whole loop as a story."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from slmops.cli import render
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("demo-output"),
+    show_default=True,
+    help="Folder for workspace, logs, devices and summary.json; must not exist yet.",
+)
+@click.option("--keep", is_flag=True, help="Leave control plane and devices running.")
+@render.as_json
+def demo(output: Path, keep: bool, as_json: bool) -> None:
+    """Take a real small model to a healthy fleet, then stop a bad release.
+
+    Exits with 0 only if everything it claims really happened.
+    """
+    from slmops.demo.story import Narrator, Story, save_summary
+    from slmops.domain.errors import ConflictError
+
+    if output.exists():
+        raise ConflictError(f"{output} exists; name another folder or remove it")
+    output.mkdir(parents=True)
+    narrator = Narrator(
+        chapter=lambda text: render.note(f"\n== {text}"),
+        line=render.note,
+        table=lambda columns, rows: None if as_json else render.table(columns, rows),
+    )
+    summary = Story(output=output.absolute(), narrator=narrator, keep=keep).play()
+    path = save_summary(summary, output)
+    if as_json:
+        render.json_document(summary)
+    render.note(f"summary: {path}")
+    for failure in summary.failures:
+        render.note(f"did not happen: {failure}")
+    sys.exit(1 if summary.failures else 0)
