@@ -13,6 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed  ## The whole loop on a real model, about five minutes
+	rm -rf $(DEMO_OUTPUT)
 	$(BIN)/slmops demo --output $(DEMO_OUTPUT)
 
 test: $(VENV)/.installed  ## All tests
