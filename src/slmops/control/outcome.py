@@ -66,7 +66,8 @@ def telemetry_after(before: Telemetry, reports: Sequence[Report]) -> Telemetry:
     for report in reports:
         first_token = grid_quantile(GRID_MS, report.first_token_ms, 0.5)
         decode = grid_quantile(GRID_PER_S, report.decode_tokens_per_s, 0.5)
-        now = Telemetry(
+        now = replace(
+            now,
             requests=now.requests + report.requests,
             failures=now.failures + report.failures,
             output_tokens=now.output_tokens + report.output_tokens,
@@ -76,3 +77,14 @@ def telemetry_after(before: Telemetry, reports: Sequence[Report]) -> Telemetry:
             peak_rss_mib=report.peak_rss_mib or now.peak_rss_mib,
         )
     return now
+
+
+def downloaded_since(before: DeviceStatus, after: DeviceStatus) -> int:
+    """Return the artefact bytes a device received between two things it said."""
+    if after.installation is None:
+        return 0
+    bytes_now = after.installation.bytes_downloaded
+    old = before.installation
+    if old is not None and old.assignment == after.installation.assignment:
+        return max(bytes_now - old.bytes_downloaded, 0)
+    return max(bytes_now, 0)

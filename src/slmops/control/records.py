@@ -45,6 +45,8 @@ class Telemetry:
     """Median of the newest window with traffic."""
     peak_rss_mib: float = 0.0
     """Of the newest window."""
+    bytes_downloaded: int = 0
+    """Artefact bytes received for all installations, since enrolment."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,8 +30,11 @@ class DeviceStore(Protocol):
         """Remember the hash of a one-time token."""
         ...
 
-    def enrol(self, device: DeviceRecord, *, token_hash: str, now: float) -> None:
-        """Use up the token and add the device.
+    def enrol(self, device: DeviceRecord, *, token_hash: str, now: float) -> str:
+        """Use up the token and add the device; return its id.
+
+        The same key with the same token gets the same id again: the first answer may
+        have been lost on the way.
 
         Raises:
             UntrustedError: token is unknown, used or expired.

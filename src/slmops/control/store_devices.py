@@ -6,7 +6,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from slmops.control.outcome import outcome_of_sync, telemetry_after
+from slmops.control.outcome import (
+    downloaded_since,
+    outcome_of_sync,
+    telemetry_after,
+)
 from slmops.control.records import (
     DeviceRecord,
     DeviceStatus,
@@ -16,6 +20,7 @@ from slmops.control.records import (
 )
 from slmops.control.store_base import SqlTables, decode, encode, newest_assignment
 from slmops.control.store_tables import (
+    assignments,
     devices,
     installations,
     members,
@@ -39,9 +44,12 @@ class SqlDevices(SqlTables):
                 tokens.insert().values(token_hash=token_hash, expires_at=expires_at)
             )
 
-    def enrol(self, device: DeviceRecord, *, token_hash: str, now: float) -> None:
-        """Use up the token and add the device."""
+    def enrol(self, device: DeviceRecord, *, token_hash: str, now: float) -> str:
+        """Use up the token and add the device; return its id."""
         with self.write() as connection:
+            again = _enrolled_with(connection, token_hash, device.public_key)
+            if again is not None:
+                return again
             taken = connection.execute(
                 tokens.update()
                 .where(
@@ -56,6 +64,7 @@ class SqlDevices(SqlTables):
             if _find(connection, device.id) is not None:
                 raise ConflictError(f"device {device.id} is enrolled already")
             connection.execute(devices.insert().values(counter=0, **_row(device)))
+        return device.id
 
     def open_session(
         self, device: str, *, counter: int, token_hash: str, expires_at: float
@@ -138,25 +147,42 @@ class SqlDevices(SqlTables):
             return _take_in(connection, change)
 
 
+def _enrolled_with(
+    connection: sa.Connection, token_hash: str, public_key: str
+) -> str | None:
+    """Return the device that used this token with this key: its answer got lost."""
+    device: str | None = connection.execute(
+        sa.select(devices.c.id)
+        .join(tokens, tokens.c.used_by == devices.c.id)
+        .where(tokens.c.token_hash == token_hash, devices.c.public_key == public_key)
+    ).scalar_one_or_none()
+    return device
+
+
 def _take_in(connection: sa.Connection, change: SyncChange) -> SyncResult:
     row = _need(connection, change.device)
     told = _told(change)
     new_reports = _append_reports(connection, change)
-    telemetry = decode(row["telemetry"], Telemetry)
+    before = decode(row["status"], DeviceStatus)
+    telemetry = telemetry_after(decode(row["telemetry"], Telemetry), new_reports)
+    received = downloaded_since(before, change.status)
+    telemetry = replace(
+        telemetry, bytes_downloaded=telemetry.bytes_downloaded + received
+    )
     connection.execute(
         devices.update()
         .where(devices.c.id == change.device)
         .values(
             seen_at=change.at,
-            telemetry=encode(telemetry_after(telemetry, new_reports)),
+            telemetry=encode(telemetry),
             **told,
         )
     )
     newest = newest_assignment(connection, change.device)
     if row["status"] != told["status"]:
-        _append_installation(connection, change, decode(row["status"], DeviceStatus))
-        if newest is not None:
-            _settle(connection, change, newest)
+        _append_installation(connection, change, before)
+        for assignment in _answered(connection, change, newest):
+            _settle(connection, change, assignment)
     facts_changed = (row["facts"], row["labels"]) != (told["facts"], told["labels"])
     return SyncResult(newest=newest, changed=True, facts_changed=facts_changed)
 
@@ -218,6 +244,25 @@ def _append_installation(
             document=encode(installation),
         )
     )
+
+
+def _answered(
+    connection: sa.Connection, change: SyncChange, newest: Assignment | None
+) -> list[Assignment]:
+    """Return the assignments a sync may be about: the newest, and the one in work."""
+    if newest is None:
+        return []
+    installation = change.status.installation
+    if installation is None or installation.assignment == newest.sequence:
+        return [newest]
+    text = connection.execute(
+        sa.select(assignments.c.document).where(
+            assignments.c.device == change.device,
+            assignments.c.sequence == installation.assignment,
+        )
+    ).scalar_one_or_none()
+    older = [] if text is None else [decode(text, Assignment)]
+    return [*older, newest]
 
 
 def _settle(

@@ -35,7 +35,9 @@ sessions = sa.Table(
     "sessions",
     metadata,
     sa.Column("token_hash", sa.String(64), primary_key=True),
-    sa.Column("device", sa.ForeignKey("devices.id"), nullable=False, index=True),
+    sa.Column(
+        "device", sa.String(64), sa.ForeignKey("devices.id"), nullable=False, index=True
+    ),
     sa.Column("expires_at", sa.Float, nullable=False),
 )
 
@@ -71,8 +73,8 @@ sa.Index(
 members = sa.Table(
     "members",
     metadata,
-    sa.Column("rollout", sa.ForeignKey("rollouts.id"), primary_key=True),
-    sa.Column("device", sa.ForeignKey("devices.id"), primary_key=True),
+    sa.Column("rollout", sa.String(32), sa.ForeignKey("rollouts.id"), primary_key=True),
+    sa.Column("device", sa.String(64), sa.ForeignKey("devices.id"), primary_key=True),
     sa.Column("wave", sa.Integer, nullable=False),
     sa.Column("device_class", sa.String(64), nullable=False),
     sa.Column("offered_at", sa.Float),
@@ -85,17 +87,17 @@ members = sa.Table(
 left_out = sa.Table(
     "left_out",
     metadata,
-    sa.Column("rollout", sa.ForeignKey("rollouts.id"), primary_key=True),
-    sa.Column("device", sa.ForeignKey("devices.id"), primary_key=True),
+    sa.Column("rollout", sa.String(32), sa.ForeignKey("rollouts.id"), primary_key=True),
+    sa.Column("device", sa.String(64), sa.ForeignKey("devices.id"), primary_key=True),
     sa.Column("reason", sa.Text, nullable=False),
 )
 
 assignments = sa.Table(
     "assignments",
     metadata,
-    sa.Column("device", sa.ForeignKey("devices.id"), primary_key=True),
+    sa.Column("device", sa.String(64), sa.ForeignKey("devices.id"), primary_key=True),
     sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("rollout", sa.ForeignKey("rollouts.id"), nullable=False),
+    sa.Column("rollout", sa.String(32), sa.ForeignKey("rollouts.id"), nullable=False),
     sa.Column("document", sa.Text, nullable=False),
 )
 
@@ -103,7 +105,7 @@ installations = sa.Table(
     "installations",
     metadata,
     sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("device", sa.ForeignKey("devices.id"), nullable=False),
+    sa.Column("device", sa.String(64), sa.ForeignKey("devices.id"), nullable=False),
     sa.Column("assignment", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("received_at", sa.Float, nullable=False),
@@ -114,7 +116,7 @@ installations = sa.Table(
 reports = sa.Table(
     "reports",
     metadata,
-    sa.Column("device", sa.ForeignKey("devices.id"), primary_key=True),
+    sa.Column("device", sa.String(64), sa.ForeignKey("devices.id"), primary_key=True),
     sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("received_at", sa.Float, nullable=False),
     sa.Column("document", sa.Text, nullable=False),
@@ -124,7 +126,13 @@ evaluations = sa.Table(
     "evaluations",
     metadata,
     sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("rollout", sa.ForeignKey("rollouts.id"), nullable=False, index=True),
+    sa.Column(
+        "rollout",
+        sa.String(32),
+        sa.ForeignKey("rollouts.id"),
+        nullable=False,
+        index=True,
+    ),
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("gate", sa.String(32), nullable=False),
     sa.Column("verdict", sa.String(16), nullable=False),

@@ -42,7 +42,7 @@ def _credentials() -> None:
     op.create_table(
         "sessions",
         sa.Column("token_hash", sa.String(64), primary_key=True),
-        sa.Column("device", sa.ForeignKey("devices.id"), nullable=False),
+        sa.Column("device", sa.String(64), sa.ForeignKey("devices.id"), nullable=False),
         sa.Column("expires_at", sa.Float, nullable=False),
     )
     op.create_index("ix_sessions_device", "sessions", ["device"])
@@ -77,8 +77,12 @@ def _rollouts() -> None:
     )
     op.create_table(
         "members",
-        sa.Column("rollout", sa.ForeignKey("rollouts.id"), primary_key=True),
-        sa.Column("device", sa.ForeignKey("devices.id"), primary_key=True),
+        sa.Column(
+            "rollout", sa.String(32), sa.ForeignKey("rollouts.id"), primary_key=True
+        ),
+        sa.Column(
+            "device", sa.String(64), sa.ForeignKey("devices.id"), primary_key=True
+        ),
         sa.Column("wave", sa.Integer, nullable=False),
         sa.Column("device_class", sa.String(64), nullable=False),
         sa.Column("offered_at", sa.Float),
@@ -89,8 +93,12 @@ def _rollouts() -> None:
     )
     op.create_table(
         "left_out",
-        sa.Column("rollout", sa.ForeignKey("rollouts.id"), primary_key=True),
-        sa.Column("device", sa.ForeignKey("devices.id"), primary_key=True),
+        sa.Column(
+            "rollout", sa.String(32), sa.ForeignKey("rollouts.id"), primary_key=True
+        ),
+        sa.Column(
+            "device", sa.String(64), sa.ForeignKey("devices.id"), primary_key=True
+        ),
         sa.Column("reason", sa.Text, nullable=False),
     )
 
@@ -98,15 +106,19 @@ def _rollouts() -> None:
 def _histories() -> None:
     op.create_table(
         "assignments",
-        sa.Column("device", sa.ForeignKey("devices.id"), primary_key=True),
+        sa.Column(
+            "device", sa.String(64), sa.ForeignKey("devices.id"), primary_key=True
+        ),
         sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("rollout", sa.ForeignKey("rollouts.id"), nullable=False),
+        sa.Column(
+            "rollout", sa.String(32), sa.ForeignKey("rollouts.id"), nullable=False
+        ),
         sa.Column("document", sa.Text, nullable=False),
     )
     op.create_table(
         "installations",
         sa.Column("number", sa.Integer, primary_key=True),
-        sa.Column("device", sa.ForeignKey("devices.id"), nullable=False),
+        sa.Column("device", sa.String(64), sa.ForeignKey("devices.id"), nullable=False),
         sa.Column("assignment", sa.Integer, nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("received_at", sa.Float, nullable=False),
@@ -117,7 +129,9 @@ def _histories() -> None:
     )
     op.create_table(
         "reports",
-        sa.Column("device", sa.ForeignKey("devices.id"), primary_key=True),
+        sa.Column(
+            "device", sa.String(64), sa.ForeignKey("devices.id"), primary_key=True
+        ),
         sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("received_at", sa.Float, nullable=False),
         sa.Column("document", sa.Text, nullable=False),
@@ -125,7 +139,9 @@ def _histories() -> None:
     op.create_table(
         "evaluations",
         sa.Column("number", sa.Integer, primary_key=True),
-        sa.Column("rollout", sa.ForeignKey("rollouts.id"), nullable=False),
+        sa.Column(
+            "rollout", sa.String(32), sa.ForeignKey("rollouts.id"), nullable=False
+        ),
         sa.Column("at", sa.Float, nullable=False),
         sa.Column("gate", sa.String(32), nullable=False),
         sa.Column("verdict", sa.String(16), nullable=False),

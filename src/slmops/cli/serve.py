@@ -1,0 +1,67 @@
+"""`slmops serve`: the control plane and its dashboard."""
+
+import sys
+
+import click
+
+from slmops.cli import render
+from slmops.registry.workspace import Workspace
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8800,
+    show_default=True,
+    help="TCP port; 0 takes a free one.",
+)
+@click.option(
+    "--poll-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Mean seconds between two syncs of a device.",
+)
+@click.option("--debug", is_flag=True, help="Log one line a request.")
+@render.as_json
+@click.pass_obj
+def serve(
+    workspace: Workspace,
+    host: str,
+    port: int,
+    poll_s: float,
+    debug: bool,
+    as_json: bool,
+) -> None:
+    """Run the control plane and its dashboard until Ctrl-C or SIGTERM.
+
+    Devices enrol, sync and download here; rollouts move; the database and the
+    operator's token lie in the workspace's control folder.
+
+    Plain HTTP: for anything beyond this machine put a TLS proxy in front.
+
+    Example: slmops serve --port 8800
+    """
+    from slmops.control import app
+    from slmops.control.auth import OPERATOR_TOKEN_FILE, load_operator_token
+    from slmops.control.settings import ControlSettings
+
+    settings = ControlSettings(workspace=workspace, host=host, port=port, poll_s=poll_s)
+    app.configure_logging(debug=debug)
+
+    def announce(url: str) -> None:
+        token_file = workspace.control / OPERATOR_TOKEN_FILE
+        page = f"{url}/#token={load_operator_token(workspace.control)}"
+        if as_json:
+            render.json_document(
+                {"url": url, "dashboard": page, "operator_token_file": str(token_file)}
+            )
+        else:
+            render.text(f"Control plane on {url}; its state is in {workspace.control}")
+            render.text(f"Dashboard: {page}")
+            render.text("Next: `slmops device token` makes a token to enrol a device.")
+        sys.stdout.flush()
+
+    app.serve(settings, announce=announce)

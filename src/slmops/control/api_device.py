@@ -1,0 +1,175 @@
+"""Routes that devices call: enrol, open a session, sync."""
+
+import secrets
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from slmops.control.auth import hash_token, new_token
+from slmops.control.http import json_answer, read_document
+from slmops.control.plane import Plane
+from slmops.control.records import (
+    AuditEntry,
+    DeviceRecord,
+    DeviceStatus,
+    SyncChange,
+)
+from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedError
+from slmops.domain.ids import check_name, parse_digest
+from slmops.domain.report import GRID_CELLS
+from slmops.domain.sync import (
+    EnrolAnswer,
+    EnrolRequest,
+    Installed,
+    Report,
+    SessionAnswer,
+    SessionRequest,
+    SyncAnswer,
+    SyncRequest,
+)
+from slmops.registry.keys import verify_signature
+
+NEXT_POLL = "Slmops-Next-Poll"
+_MAX_INTEGER = 2**53
+"""Integers beyond are not exact in every JSON reader."""
+
+
+async def enrol(plane: Plane, request: Request) -> Response:
+    """Let a new device in, once per token."""
+    said = await read_document(request, EnrolRequest)
+    verify_signature(
+        said.public_key, said.signature, f"slmops-enrol:{said.token}".encode()
+    )
+    name = said.name or f"device-{secrets.token_hex(4)}"
+    now = plane.clock()
+    record = DeviceRecord(
+        id=check_name(name, where="name"),
+        public_key=said.public_key.lower(),
+        enrolled_at=now,
+        seen_at=now,
+        facts=said.facts,
+        labels=said.labels,
+    )
+    device = await plane.run(
+        plane.store.enrol, record, token_hash=hash_token(said.token), now=now
+    )
+    entry = AuditEntry(
+        at=now, actor=f"device:{device}", action="device.enrol", subject=device
+    )
+    await plane.run(plane.store.append_audit, entry)
+    plane.engine.devices_changed()
+    plane.news()
+    answer = EnrolAnswer(
+        device=device,
+        director_key=plane.keys.director.public_hex,
+        root=plane.keys.root_json.decode(),
+    )
+    return json_answer(answer, status=201)
+
+
+async def open_session(plane: Plane, request: Request) -> Response:
+    """Give a short-lived token for a signature of the device's key."""
+    said = await read_document(request, SessionRequest)
+    _require_range("counter", said.counter, low=1)
+    try:
+        record = await plane.run(plane.store.device, said.device)
+    except NotFoundError:
+        raise UntrustedError(f"device {said.device[:80]} is not enrolled") from None
+    message = f"slmops-session:{said.device}:{said.counter}".encode()
+    verify_signature(record.public_key, said.signature, message)
+    token = new_token("session")
+    await plane.run(
+        plane.store.open_session,
+        said.device,
+        counter=said.counter,
+        token_hash=hash_token(token),
+        expires_at=plane.clock() + plane.settings.session_s,
+    )
+    plane.forget_sessions(said.device)
+    return json_answer(
+        SessionAnswer(token=token, expires_in_s=plane.settings.session_s)
+    )
+
+
+async def sync(plane: Plane, request: Request) -> Response:
+    """Take in what a device says; answer with its assignment when it has a new one."""
+    device = await plane.require_device(request)
+    said = await read_document(request, SyncRequest)
+    _check_sync(said)
+    now = plane.clock()
+    result = await plane.run(plane.store.record_sync, _change(device, said, now))
+    plane.saw(device, now)
+    if result.facts_changed:
+        plane.engine.devices_changed()
+    if result.changed:
+        plane.news()
+    newest = result.newest
+    if newest is None or newest.sequence <= said.assignment:
+        answer = Response(status_code=304)
+    else:
+        sealed = plane.sealed(newest, device=device, sequence=newest.sequence)
+        answer = json_answer(SyncAnswer(assignment=sealed))
+    answer.headers[NEXT_POLL] = f"{plane.next_poll_s():.3f}"
+    return answer
+
+
+def _change(device: str, said: SyncRequest, now: float) -> SyncChange:
+    return SyncChange(
+        device=device,
+        at=now,
+        facts=said.facts,
+        labels=said.labels,
+        status=DeviceStatus(
+            assignment=said.assignment,
+            active=said.active,
+            previous=said.previous,
+            quarantined=said.quarantined,
+            installation=said.installation,
+        ),
+        reports=said.reports,
+    )
+
+
+def _check_sync(said: SyncRequest) -> None:
+    """Check what types alone do not say."""
+    _require_range("assignment", said.assignment)
+    for digest in said.quarantined:
+        parse_digest(digest)
+    _check_installed(said.active)
+    _check_installed(said.previous)
+    if said.installation is not None:
+        _require_range("installation.assignment", said.installation.assignment)
+        _require_range(
+            "installation.bytes_downloaded", said.installation.bytes_downloaded
+        )
+    last = 0
+    for index, report in enumerate(said.reports):
+        where = f"reports[{index}]"
+        _require_range(f"{where}.sequence", report.sequence, low=last + 1)
+        last = report.sequence
+        _check_report(where, report)
+
+
+def _check_installed(installed: Installed | None) -> None:
+    if installed is not None:
+        parse_digest(installed.variant)
+
+
+def _check_report(where: str, report: Report) -> None:
+    for name in ("requests", "failures", "output_tokens", "restarts"):
+        _require_range(f"{where}.{name}", getattr(report, name))
+    for name in ("first_token_ms", "decode_tokens_per_s"):
+        counts: tuple[int, ...] = getattr(report, name)
+        if len(counts) not in {0, GRID_CELLS}:
+            raise InvalidInputError(
+                f"{where}.{name} must have 0 or {GRID_CELLS} counts, got {len(counts)}"
+            )
+        for count in counts:
+            _require_range(f"{where}.{name}", count)
+
+
+def _require_range(where: str, value: int, *, low: int = 0) -> None:
+    if not low <= value <= _MAX_INTEGER:
+        raise InvalidInputError(
+            f"{where} must be in {low}..{_MAX_INTEGER}, got {value}"
+        )

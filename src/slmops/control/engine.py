@@ -1,0 +1,381 @@
+"""The rollout engine: read a snapshot, let the domain decide, commit, next.
+
+Every decision is the pure `advance` of `slmops.domain.rollout`; here is only the shell.
+A pass commits with the revision it read, so two engines never both act on one state.
+Assignments are rows of that same commit: whatever is killed when, a device has one
+target per sequence number and nothing decided is lost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from slmops.control.evidence import Evidence
+from slmops.control.records import (
+    AuditEntry,
+    Commit,
+    DeviceRecord,
+    LeftOut,
+    Placed,
+    StoredRollout,
+)
+from slmops.control.releases import KnownReleases
+from slmops.control.store import Store
+from slmops.domain.blueprint import OnHalt
+from slmops.domain.device import classify
+from slmops.domain.errors import ConflictError, NotFoundError
+from slmops.domain.release import Release
+from slmops.domain.rollout import (
+    ENDED,
+    Candidate,
+    Command,
+    Member,
+    Outcome,
+    Rollout,
+    RolloutState,
+    Step,
+    advance,
+    apply_command,
+    build_waves,
+    late_joiner_wave,
+)
+from slmops.domain.sync import Assignment
+
+_SITE = "site"
+_ATTEMPTS = 5
+
+
+class Engine:
+    """Moves rollouts. Not for use from two threads at once."""
+
+    def __init__(self, store: Store, releases: KnownReleases) -> None:
+        self.store = store
+        self.releases = releases
+        self._evidence = Evidence(store)
+        self._devices_changed = True
+
+    def devices_changed(self) -> None:
+        """Look for devices that no rollout knows in the next pass."""
+        self._devices_changed = True
+
+    def start(self, label: str, now: float) -> Rollout:
+        """Start bringing a release to the fleet.
+
+        Raises:
+            NotFoundError: no such release.
+            UntrustedError: its signatures or digests do not hold.
+            ConflictError: the product has an active rollout, or no device fits.
+        """
+        release, digest = self.releases.load_verified(label)
+        self.store.note_release(label, digest, now=now)
+        placed, left_out = _membership(release, self.store.devices(), salt=digest)
+        if not placed:
+            raise ConflictError(
+                f"release {label} reaches no device: {_why_nobody(left_out)}"
+            )
+        policy = release.blueprint.rollout
+        rollout = Rollout(
+            id="r-0",
+            release=label,
+            policy=policy,
+            classes=tuple(sorted({one.member.device_class for one in placed})),
+            waves=len(policy.waves),
+            phase_at=now,
+        )
+        started = StoredRollout(rollout=rollout, product=release.name, created_at=now)
+        created = self.store.create_rollout(started, placed, left_out)
+        self._log(now, "operator", "rollout.start", created.id, f"release {label}")
+        return created
+
+    def pause(self, rollout: str, reason: str, now: float) -> Rollout:
+        """Offer nothing more until resumed; what was offered goes on."""
+        return self._command(rollout, Command.PAUSE, now, reason=reason)
+
+    def resume(self, rollout: str, now: float) -> Rollout:
+        """Go on after a pause."""
+        return self._command(rollout, Command.RESUME, now)
+
+    def abort(self, rollout: str, keep: bool, now: float) -> Rollout:
+        """End it; `keep` leaves devices on the release, else they go back."""
+        command = Command.ABORT_KEEP if keep else Command.ABORT_REVERT
+        return self._command(rollout, command, now)
+
+    def run_pass(self, now: float) -> bool:
+        """Take one step of every rollout that has one; True when anything changed."""
+        changed = False
+        looking, self._devices_changed = self._devices_changed, False
+        for stored in self._current():
+            try:
+                if looking:
+                    changed |= self._let_join(stored, now)
+                    stored = self.store.rollout(stored.rollout.id)
+                changed |= self._step(stored, now)
+            except ConflictError:
+                # Somebody else moved it: the next pass sees the truth.
+                self._devices_changed = changed = True
+        return changed
+
+    def _current(self) -> list[StoredRollout]:
+        """Return each product's active rollout, and its newest finished one."""
+        wanted = []
+        newest_first = sorted(self.store.rollouts(), key=lambda one: one.product)
+        for _, group in groupby(newest_first, key=lambda one: one.product):
+            rollouts = list(group)
+            wanted += [one for one in rollouts if one.rollout.state not in ENDED]
+            done = [one for one in rollouts if one.rollout.state is RolloutState.DONE]
+            wanted += done[:1]
+        return wanted
+
+    def _step(self, stored: StoredRollout, now: float) -> bool:
+        if stored.rollout.state in ENDED:
+            return False
+        placed = self.store.members(stored.rollout.id)
+        release, _ = self.releases.load(stored.rollout.release)
+        members = [one.member for one in placed]
+        step = advance(
+            stored.rollout,
+            members,
+            now,
+            max_paired_loss=release.blueprint.golden.max_paired_loss,
+        )
+        halted = step.rollout.state is RolloutState.HALTED
+        reverting = halted and stored.rollout.policy.on_halt is OnHalt.REVERT
+        commit = self._commit_of(stored.rollout, placed, step, now, reverting=reverting)
+        if commit is None:
+            return False
+        if step.rollout.state is not stored.rollout.state:
+            action = f"rollout.{step.rollout.state.value}"
+            commit = _with_audit(commit, "engine", action, step.rollout.reason)
+            # A finished rollout takes in the devices that came too late for it.
+            self._devices_changed = True
+        self.store.commit(commit)
+        self._evidence.keep(commit.evaluations)
+        return True
+
+    def _command(
+        self, rollout: str, command: Command, now: float, *, reason: str = ""
+    ) -> Rollout:
+        for attempt in range(_ATTEMPTS):
+            stored = self.store.rollout(rollout)
+            placed = self.store.members(rollout)
+            members = [one.member for one in placed]
+            step = apply_command(stored.rollout, members, command, reason=reason)
+            reverting = command is Command.ABORT_REVERT
+            commit = self._commit_of(
+                stored.rollout, placed, step, now, reverting=reverting
+            )
+            if commit is None:
+                return stored.rollout
+            action = f"rollout.{command.value}"
+            try:
+                return self.store.commit(
+                    _with_audit(commit, "operator", action, reason)
+                )
+            except ConflictError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    def _commit_of(
+        self,
+        before: Rollout,
+        placed: Sequence[Placed],
+        step: Step,
+        now: float,
+        *,
+        reverting: bool,
+    ) -> Commit | None:
+        """Turn a step into what is written for it; None when nothing is."""
+        evaluations = self._evidence.new(before, placed, step, now)
+        by_device = {one.member.device: one for one in placed}
+        offered, targets = self._offers(step, by_device, now)
+        silent = [
+            _silenced(by_device[device], before.policy.deadline_s)
+            for device in step.silent
+        ]
+        back, notes = self._reverts(step, placed, now) if reverting else ([], [])
+        if step.rollout == before and not (offered or silent or evaluations or back):
+            return None
+        return Commit(
+            rollout=step.rollout,
+            at=now,
+            members=(*offered, *silent),
+            assignments=(*targets, *back),
+            evaluations=evaluations,
+            audit=tuple(notes),
+        )
+
+    def _offers(
+        self, step: Step, by_device: dict[str, Placed], now: float
+    ) -> tuple[list[Placed], list[Assignment]]:
+        if not step.offer:
+            return [], []
+        records = {record.id: record for record in self.store.devices()}
+        offered, targets = [], []
+        for device in step.offer:
+            placed = by_device[device]
+            offered.append(
+                Placed(
+                    member=replace(placed.member, offered_at=now),
+                    before=records[device].status.active,
+                )
+            )
+            targets.append(self._target(step.rollout, placed.member, now))
+        return offered, targets
+
+    def _target(self, rollout: Rollout, member: Member, now: float) -> Assignment:
+        release, digest = self.releases.load(rollout.release)
+        return Assignment(
+            device=member.device,
+            sequence=0,  # given by the store
+            rollout=rollout.id,
+            release=release.label,
+            release_digest=digest,
+            variant=release.variant_for(member.device_class).digest,
+            device_class=member.device_class,
+            probation_s=rollout.policy.probation_s,
+            issued_at=now,
+        )
+
+    def _reverts(
+        self, step: Step, placed: Sequence[Placed], now: float
+    ) -> tuple[list[Assignment], list[AuditEntry]]:
+        """Bring back whoever has the release or may still get it.
+
+        Devices in the middle of their installation, and silent ones, count: they could
+        commit after the halt.
+        """
+        back, notes = [], []
+        for one in placed:
+            member = one.member
+            if member.offered_at is None or member.outcome is Outcome.FAILED:
+                continue
+            try:
+                back.append(self._way_back(step.rollout, one, now))
+            except NotFoundError as error:
+                notes.append(
+                    AuditEntry(
+                        at=now,
+                        actor="engine",
+                        action="device.stays",
+                        subject=member.device,
+                        detail=f"{step.rollout.id}: {error}",
+                    )
+                )
+        return back, notes
+
+    def _way_back(self, rollout: Rollout, placed: Placed, now: float) -> Assignment:
+        if placed.before is None:
+            raise NotFoundError("nothing to go back to: it ran no release before")
+        _, digest = self.releases.load(placed.before.release)
+        return replace(
+            self._target(rollout, placed.member, now),
+            release=placed.before.release,
+            release_digest=digest,
+            variant=placed.before.variant,
+            revert=True,
+        )
+
+    def _let_join(self, stored: StoredRollout, now: float) -> bool:
+        """Take in devices that enrolled, or got a class, after membership froze."""
+        rollout = stored.rollout
+        wave = late_joiner_wave(rollout)
+        at_once = rollout.state is RolloutState.DONE
+        if wave is None and not at_once:
+            return False
+        release, digest = self.releases.load(rollout.release)
+        known = {one.member.device for one in self.store.members(rollout.id)}
+        new = [record for record in self.store.devices() if record.id not in known]
+        placed, _ = _membership(release, new, salt=digest)
+        last = rollout.waves - 1
+        joining = {
+            one.member.device: replace(one, member=replace(one.member, wave=last))
+            for one in placed
+            if one.member.device_class in rollout.classes or at_once
+        }
+        if not joining:
+            return False
+        step = Step(rollout=rollout, offer=tuple(joining) if at_once else ())
+        offered, targets = self._offers(step, joining, now)
+        self.store.commit(
+            Commit(
+                rollout=rollout,
+                at=now,
+                members=tuple(offered or joining.values()),
+                assignments=tuple(targets),
+            )
+        )
+        return True
+
+    def _log(
+        self, now: float, actor: str, action: str, subject: str, detail: str
+    ) -> None:
+        self.store.append_audit(
+            AuditEntry(
+                at=now, actor=actor, action=action, subject=subject, detail=detail
+            )
+        )
+
+
+def _membership(
+    release: Release, devices: Sequence[DeviceRecord], *, salt: str
+) -> tuple[list[Placed], list[LeftOut]]:
+    """Put devices into classes and waves, or say why not."""
+    candidates, left_out = [], []
+    for record in devices:
+        try:
+            candidates.append(_candidate(release, record))
+        except NotFoundError as error:
+            left_out.append(LeftOut(device=record.id, reason=str(error)))
+    waves = build_waves(candidates, release.blueprint.rollout, salt=salt)
+    placed = [
+        Placed(
+            member=Member(
+                device=candidate.device,
+                device_class=candidate.device_class,
+                wave=waves[candidate.device],
+            )
+        )
+        for candidate in candidates
+    ]
+    return placed, left_out
+
+
+def _candidate(release: Release, record: DeviceRecord) -> Candidate:
+    fit = classify(release.classes, record.facts, record.labels)
+    if fit is None:
+        misfits = [
+            f"{one.name}: {', '.join(one.where.mismatches(record.facts, record.labels))}"
+            for one in release.classes
+        ]
+        raise NotFoundError(f"fits no class of {release.label} ({'; '.join(misfits)})")
+    release.variant_for(fit.name)
+    return Candidate(
+        device=record.id,
+        device_class=fit.name,
+        site=record.labels.get(_SITE, ""),
+    )
+
+
+def _why_nobody(left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return "no device is enrolled"
+    first = left_out[0]
+    return f"{len(left_out)} left out, first {first.device}: {first.reason}"
+
+
+def _silenced(placed: Placed, deadline_s: float) -> Placed:
+    reason = f"no outcome within {deadline_s:g} s of its offer"
+    member = replace(placed.member, outcome=Outcome.SILENT, reason=reason)
+    return replace(placed, member=member)
+
+
+def _with_audit(commit: Commit, actor: str, action: str, detail: str) -> Commit:
+    entry = AuditEntry(
+        at=commit.at,
+        actor=actor,
+        action=action,
+        subject=commit.rollout.id,
+        detail=detail,
+    )
+    return replace(commit, audit=(*commit.audit, entry))
