@@ -174,10 +174,14 @@ def coarse_rows(values: Matrix) -> Matrix:
     """Round every block of 32 weights to four levels: -3/2, -1/2, 1/2, 3/2 of a step.
 
     Two bits a weight, for rows that no 2-bit type of llama.cpp divides; any 4-bit block
-    then holds the result.
+    then holds the result. The step is the block's root mean square: within half a
+    percent of the best uniform step for normally distributed weights (Max, 1960).
+
+    Args:
+        values: (rows, width), width a multiple of 32.
     """
     blocks = values.reshape(-1, 32)
-    step = np.abs(blocks).max(axis=1, keepdims=True) / 1.5
+    step = np.sqrt((blocks * blocks).mean(axis=1, keepdims=True))
     safe = np.where(step > 0, step, 1)
     levels = np.clip(np.floor(blocks / safe), -2, 1) + 0.5
     rounded: Matrix = (levels * step).astype(np.float32).reshape(values.shape)
