@@ -1,0 +1,360 @@
+"""The journal: what a device must not forget, on its disk before it acts.
+
+SQLite, write-ahead log, ``synchronous=FULL``: when a method returns, a power cut does not
+undo it. The only SQL of the agent. A journal that cannot be read is moved aside and
+begun anew: the slot pointer still says what to serve, and counters that a server
+compares start from the clock, so that they stay above what was lost.
+"""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from slmops.agent.records import Installation, Slots
+from slmops.domain.errors import InvalidInputError, UnavailableError
+from slmops.domain.ids import Digest, parse_digest
+from slmops.domain.report import merge_counts
+from slmops.domain.sync import Report
+from slmops.wire import codec
+
+MAX_REPORTS = 256
+"""Unsent reports kept; offline for longer, the newest window grows instead."""
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE quarantine (
+    variant TEXT PRIMARY KEY, release TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE outcomes (
+    id INTEGER PRIMARY KEY, assignment INTEGER NOT NULL UNIQUE, document BLOB NOT NULL
+);
+CREATE TABLE reports (
+    sequence INTEGER PRIMARY KEY, document BLOB NOT NULL, sent INTEGER NOT NULL DEFAULT 0
+);
+"""
+
+Document = TypeVar("Document")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JournaledAssignment:
+    """The newest assignment that was accepted as genuine."""
+
+    sequence: int
+    """Its sequence number: older ones are replays."""
+    envelope: str
+    """As received: checked again before it is acted on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantined:
+    """A variant that failed on this device."""
+
+    variant: Digest
+    """Not tried again."""
+    release: str
+    """Label of the release it came with."""
+    reason: str
+    """Why."""
+    at: float
+    """Unix time, seconds."""
+
+
+class Journal:
+    """Facts, installation, quarantine, outcomes and unsent reports of one device."""
+
+    def __init__(self, connection: sqlite3.Connection, *, lost: str | None) -> None:
+        self._connection = connection
+        self._lock = threading.RLock()
+        self.lost = lost
+        """Why an earlier journal was moved aside; None when it was fine."""
+
+    @classmethod
+    def open(cls, path: Path, *, now: float) -> "Journal":
+        """Open or begin the journal.
+
+        Raises:
+            UnavailableError: the disk refuses.
+        """
+        try:
+            return cls(_connect(path), lost=None)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and not _damaged(error):
+                raise UnavailableError(f"journal {path}: {error}") from None
+            aside = _move_aside(path, now=now)
+            lost = f"journal was damaged ({error}); moved to {aside.name}, begun anew"
+            return cls(_connect(path), lost=lost)
+
+    def close(self) -> None:
+        """Close it; everything is on disk already."""
+        with self._lock:
+            self._connection.close()
+
+    # Assignment and installation.
+
+    def assignment(self) -> JournaledAssignment | None:
+        """Return the newest genuine assignment."""
+        return self._fact("assignment", JournaledAssignment)
+
+    def save_assignment(self, assignment: JournaledAssignment) -> None:
+        """Remember a genuine assignment."""
+        self._save_fact("assignment", assignment)
+
+    def installation(self) -> Installation | None:
+        """Return the current installation, or the last one."""
+        return self._fact("installation", Installation)
+
+    def enter(self, installation: Installation) -> None:
+        """Write a state, before its action is done."""
+        self._save_fact("installation", installation)
+
+    def note(self, installation: Installation) -> None:
+        """Write what is new inside a state: bytes received, a reason, a score."""
+        self._save_fact("installation", installation)
+
+    def slots_copy(self) -> Slots | None:
+        """Return the last slots written by `save_slots_copy`."""
+        return self._fact("slots", Slots)
+
+    def save_slots_copy(self, slots: Slots) -> None:
+        """Keep a second copy of the slot pointer, should its file become unreadable."""
+        self._save_fact("slots", slots)
+
+    # Outcomes and quarantine.
+
+    def close_outcome(self, installation: Installation) -> None:
+        """Add an ended installation to the history; harmless to repeat."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT OR REPLACE INTO outcomes (assignment, document) VALUES (?, ?)",
+                (installation.assignment, codec.encode_json(installation)),
+            )
+
+    def outcomes(self) -> tuple[Installation, ...]:
+        """Return all ended installations, oldest first."""
+        rows = self._rows("SELECT document FROM outcomes ORDER BY assignment")
+        return tuple(_document(row[0], Installation) for row in rows)
+
+    def quarantine(self, entry: Quarantined) -> None:
+        """Never try a variant again; harmless to repeat."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT OR IGNORE INTO quarantine VALUES (?, ?, ?, ?)",
+                (entry.variant, entry.release, entry.reason, entry.at),
+            )
+
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        """Return the variants that failed here."""
+        rows = self._rows("SELECT variant, release, reason, at FROM quarantine")
+        return tuple(
+            Quarantined(
+                variant=parse_digest(variant), release=release, reason=reason, at=at
+            )
+            for variant, release, reason, at in rows
+        )
+
+    # Counters and time.
+
+    def next_session_counter(self, *, now: float) -> int:
+        """Count a session; on disk before it is used."""
+        return self._count("session_counter", at_least=int(now))
+
+    def next_report_sequence(self, *, now: float) -> int:
+        """Count a report; on disk before it is used."""
+        return self._count("report_sequence", at_least=int(now))
+
+    def trusted_time(self) -> float:
+        """Return the newest time a trusted signer has named; 0 for none."""
+        return self._fact("trusted_time", float) or 0.0
+
+    def raise_trusted_time(self, at: float) -> None:
+        """Remember a signed time when it is newer than all before."""
+        if at > self.trusted_time():
+            self._save_fact("trusted_time", at)
+
+    # Reports.
+
+    def add_report(self, report: Report) -> None:
+        """Keep a report until it was acknowledged.
+
+        When `MAX_REPORTS` wait already, it is added to the newest one that was never
+        sent: counts add, so no count is lost and none is counted twice.
+        """
+        with self._transaction() as cursor:
+            waiting = cursor.execute("SELECT count(*) FROM reports").fetchone()[0]
+            if waiting >= MAX_REPORTS:
+                row = cursor.execute(
+                    "SELECT sequence, document FROM reports WHERE sent = 0"
+                    " ORDER BY sequence DESC LIMIT 1"
+                ).fetchone()
+                if row is not None:
+                    cursor.execute("DELETE FROM reports WHERE sequence = ?", (row[0],))
+                    report = _merged(_document(row[1], Report), report)
+            cursor.execute(
+                "INSERT INTO reports (sequence, document) VALUES (?, ?)",
+                (report.sequence, codec.encode_json(report)),
+            )
+
+    def reports_to_send(self, *, most: int) -> tuple[Report, ...]:
+        """Return the oldest waiting reports and mark them: they may reach the server."""
+        with self._transaction() as cursor:
+            rows = cursor.execute(
+                "SELECT sequence, document FROM reports ORDER BY sequence LIMIT ?",
+                (most,),
+            ).fetchall()
+            cursor.executemany(
+                "UPDATE reports SET sent = 1 WHERE sequence = ? AND sent = 0",
+                [(row[0],) for row in rows],
+            )
+        return tuple(_document(row[1], Report) for row in rows)
+
+    def forget_reports(self, reports: Sequence[Report]) -> None:
+        """Drop reports that were acknowledged."""
+        if not reports:
+            return
+        with self._transaction() as cursor:
+            cursor.executemany(
+                "DELETE FROM reports WHERE sequence = ?",
+                [(report.sequence,) for report in reports],
+            )
+
+    # Plumbing.
+
+    def _fact(self, name: str, kind: type[Document]) -> Document | None:
+        rows = self._rows("SELECT value FROM facts WHERE name = ?", name)
+        return _document(rows[0][0], kind) if rows else None
+
+    def _save_fact(self, name: str, value: object) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT OR REPLACE INTO facts VALUES (?, ?)",
+                (name, codec.encode_json(value)),
+            )
+
+    def _count(self, name: str, *, at_least: int) -> int:
+        with self._lock:
+            count = max((self._fact(name, int) or 0) + 1, at_least)
+            self._save_fact(name, count)
+        return count
+
+    def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Cursor]:
+        with self._lock:
+            cursor = self._connection.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                yield cursor
+            except BaseException:
+                cursor.execute("ROLLBACK")
+                raise
+            cursor.execute("COMMIT")
+
+
+def read_facts(path: Path) -> Journal:
+    """Open an existing journal beside a running agent, for reading.
+
+    Raises:
+        UnavailableError: it is not there or cannot be read now.
+    """
+    try:
+        connection = sqlite3.connect(
+            f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=5
+        )
+        connection.execute("SELECT count(*) FROM facts")
+    except sqlite3.DatabaseError as error:
+        raise UnavailableError(f"journal {path}: {error}") from None
+    return Journal(connection, lost=None)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, timeout=10
+    )
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;"
+            )
+        _check(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Read everything once: bits flipped inside a value leave the structure intact."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != _VERSION:
+        raise sqlite3.DatabaseError(f"version {version} is not {_VERSION}")
+    said = connection.execute("PRAGMA quick_check").fetchone()[0]
+    if said != "ok":
+        raise sqlite3.DatabaseError(str(said).splitlines()[0])
+    journal = Journal(connection, lost=None)
+    try:
+        journal.assignment()
+        journal.installation()
+        journal.slots_copy()
+        journal.outcomes()
+        journal.trusted_time()
+        for (raw,) in connection.execute("SELECT document FROM reports").fetchall():
+            _document(raw, Report)
+    except InvalidInputError as error:
+        raise sqlite3.DatabaseError(str(error)) from None
+
+
+def _damaged(error: sqlite3.OperationalError) -> bool:
+    """Tell damage from a full disk or a lock: those pass, and must not lose a journal."""
+    return error.sqlite_errorcode & 0xFF in {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    }
+
+
+def _move_aside(path: Path, *, now: float) -> Path:
+    aside = path.with_name(f"{path.name}.damaged-{int(now)}")
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).replace(
+                aside.with_name(aside.name + suffix)
+            )
+    return aside
+
+
+def _document(raw: object, kind: type[Document]) -> Document:
+    if not isinstance(raw, bytes):
+        raise InvalidInputError(
+            f"journal: expected JSON bytes, got {type(raw).__name__}"
+        )
+    return codec.decode_json(raw, kind, where="journal", lenient=True)
+
+
+def _merged(older: Report, newer: Report) -> Report:
+    """Add two neighbouring windows under the newer one's number."""
+    return Report(
+        sequence=newer.sequence,
+        started_at=older.started_at,
+        ended_at=newer.ended_at,
+        release=newer.release,
+        requests=older.requests + newer.requests,
+        failures=older.failures + newer.failures,
+        output_tokens=older.output_tokens + newer.output_tokens,
+        restarts=older.restarts + newer.restarts,
+        first_token_ms=merge_counts(older.first_token_ms, newer.first_token_ms),
+        decode_tokens_per_s=merge_counts(
+            older.decode_tokens_per_s, newer.decode_tokens_per_s
+        ),
+        peak_rss_mib=max(older.peak_rss_mib, newer.peak_rss_mib),
+    )

@@ -1,0 +1,119 @@
+"""A/B slots: artefacts under their digest, and one pointer file that names two of them.
+
+The pointer is replaced atomically (write, fsync, rename, fsync of the folder): at every
+moment it names a whole active deployment. It holds all that is needed to serve, so a
+device starts without its journal and without a network.
+
+Every start of a model hashes the artefact anew. Hashing costs a few per cent of loading
+(bench/agent_footprint.py has figures), while remembering a verdict by modification
+time, size and inode would hide exactly what is looked for: bits that rot on a flash
+card change none of the three.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from slmops.agent.records import Deployment, Slots
+from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedError
+from slmops.domain.ids import Digest
+from slmops.registry.blobs import BlobStore, write_atomically
+from slmops.wire import codec
+
+POINTER = "active"
+
+
+class SlotStore:
+    """Slots of one device."""
+
+    def __init__(self, folder: Path) -> None:
+        self.blobs = BlobStore(folder)
+        self._pointer = folder / POINTER
+
+    def read(self) -> Slots:
+        """Return what the pointer names; empty when there is none yet.
+
+        Raises:
+            InvalidInputError: the pointer file is damaged.
+        """
+        try:
+            raw = self._pointer.read_bytes()
+        except FileNotFoundError:
+            return Slots()
+        except OSError as error:
+            raise InvalidInputError(f"{self._pointer}: {error.strerror}") from None
+        return codec.decode_json(raw, Slots, where=str(self._pointer), lenient=True)
+
+    def write(self, slots: Slots) -> None:
+        """Replace the pointer; on disk when this returns."""
+        write_atomically(self._pointer, codec.encode_json(slots), mode=0o600)
+
+    def activate(self, target: Deployment) -> Slots:
+        """Make `target` active and keep what was; harmless to repeat."""
+        slots = self.read()
+        if slots.active == target:
+            return slots
+        after = Slots(active=target, previous=slots.active)
+        self.write(after)
+        return after
+
+    def roll_back(self, target: Deployment) -> Slots:
+        """Take `target` out again: previous becomes active; harmless to repeat."""
+        slots = self.read()
+        if slots.active != target:
+            return slots
+        after = Slots(active=slots.previous, previous=None)
+        self.write(after)
+        return after
+
+    def verified(self, deployment: Deployment) -> Path:
+        """Hash the artefact and return its path.
+
+        Raises:
+            NotFoundError: it is not here.
+            UntrustedError: its bytes are not what was signed; they are removed, so that
+                they are fetched anew and never served.
+        """
+        try:
+            return self.blobs.verify(deployment.variant)
+        except UntrustedError:
+            self.blobs.remove(deployment.variant)
+            raise
+
+    def heal(self) -> tuple[Slots, str | None]:
+        """Make the pointer name a deployment whose bytes are whole, if there is one.
+
+        Returns:
+            The slots, and what had to be mended as text, or None.
+        """
+        slots = self.read()
+        if slots.active is None:
+            return slots, None
+        try:
+            self.verified(slots.active)
+        except (NotFoundError, UntrustedError) as error:
+            after = Slots(active=self._usable(slots.previous))
+            self.write(after)
+            served = f"serving {after.active.release}" if after.active else "no model"
+            return after, f"{slots.active.release}: {error}; {served}"
+        return slots, None
+
+    def collect_garbage(self, staged: Iterable[Digest] = ()) -> int:
+        """Remove artefacts that no slot and no running installation needs; count them."""
+        slots = self.read()
+        keep = set(staged)
+        for deployment in (slots.active, slots.previous):
+            if deployment is not None:
+                keep |= {deployment.variant, deployment.release_digest}
+        superfluous = [digest for digest in self.blobs.digests() if digest not in keep]
+        for digest in superfluous:
+            self.blobs.remove(digest)
+        return len(superfluous)
+
+    def _usable(self, deployment: Deployment | None) -> Deployment | None:
+        if deployment is None:
+            return None
+        try:
+            self.verified(deployment)
+        except (NotFoundError, UntrustedError):
+            return None
+        return deployment
