@@ -1,0 +1,306 @@
+"""The catalog of published releases: one folder, readable by OCI tools and TUF clients.
+
+Layout below the root::
+
+    oci-layout, index.json, blobs/sha256/   OCI image layout, artefacts included
+    targets/releases/<sha256>.<label>.json  signed release documents
+    metadata/                               TUF metadata, consistent snapshots
+
+A release is published when ``timestamp.json`` names it, and that file is written last:
+whatever a killed run leaves behind is unreferenced, and publishing again completes it.
+Releases never change: same label, same bytes.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]
+
+from slmops.domain.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    UntrustedError,
+)
+from slmops.domain.ids import Digest, check_name, digest_hex, parse_digest
+from slmops.domain.release import Release, Variant
+from slmops.registry import oci
+from slmops.registry.blobs import BlobStore, bytes_digest, write_atomically
+from slmops.registry.metadata import MetadataFolder, SignedState
+from slmops.registry.signing import OnlineKeys, ReleaseKeys
+from slmops.wire import codec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifiedRelease:
+    """What a verification looked at."""
+
+    label: str
+    """The release."""
+    digest: Digest
+    """Of its signed document."""
+    blobs: int
+    """Blobs hashed again: artefacts and OCI documents."""
+    bytes: int
+    """Their bytes."""
+
+
+class Catalog:
+    """Published releases below one folder."""
+
+    def __init__(self, root: Path, *, pinned_root: bytes | None = None) -> None:
+        """Open a catalog; nothing is read or written yet.
+
+        Args:
+            root: folder of the registry.
+            pinned_root: root metadata to trust. None trusts the registry's own first
+                root: that finds damage, but not a registry that was replaced whole.
+        """
+        self.root = root
+        self.blobs = BlobStore(root)
+        self._pinned_root = pinned_root
+
+    def publish(
+        self,
+        release: Release,
+        blobs: BlobStore,
+        keys: ReleaseKeys,
+        *,
+        now: float | None = None,
+    ) -> Digest:
+        """Store, sign and commit a release; doing it again changes nothing.
+
+        Args:
+            release: its label must be new, or its document the same.
+            blobs: holds every variant's artefact; they are hard-linked where possible.
+            keys: of all roles.
+            now: Unix time, seconds, that expiry counts from; the release's own
+                `created_at` by default.
+
+        Returns:
+            Digest of the release document.
+
+        Raises:
+            ConflictError: the label is published with another document.
+            NotFoundError: an artefact is not in `blobs`.
+            UntrustedError: an artefact is damaged, or the registry was signed by others.
+        """
+        # What readers will decode: 768 given where a float belongs becomes 768.0, so
+        # that the documents derived from it have the same bytes on both sides.
+        raw = codec.encode_json(release)
+        release = codec.decode_json(raw, Release, where=f"release {release.label}")
+        document = codec.encode_json(release)
+        digest = bytes_digest(document)
+        with self._lock():
+            folder = MetadataFolder(self.root / "metadata", keys.root_json)
+            state = folder.state()
+            known = _release_digest(state, release.label)
+            if known is not None and known != digest:
+                raise ConflictError(
+                    f"release {release.label} is published as {known}, got {digest};"
+                    " releases never change: use a new version"
+                )
+            for variant in release.variants:
+                self._link(variant, blobs)
+            self._store_documents(release)
+            write_atomically(self._document_path(release.label, digest), document)
+            self._write_index(release, state)
+            if known is None:
+                folder.add_targets(
+                    _targets(release, document),
+                    state=state,
+                    keys=keys,
+                    now=release.created_at if now is None else now,
+                )
+        return digest
+
+    def labels(self) -> tuple[str, ...]:
+        """Return the labels of all published releases, sorted.
+
+        Raises:
+            UntrustedError: the metadata does not hold.
+        """
+        return _labels(self._state())
+
+    def load(self, label: str) -> tuple[Release, Digest]:
+        """Return a release and the digest of its document; signatures are checked.
+
+        Raises:
+            NotFoundError: no such release.
+            UntrustedError: metadata or document do not hold.
+        """
+        state = self._state()
+        digest = _release_digest(state, label)
+        if digest is None:
+            known = ", ".join(_labels(state)) or "none"
+            raise NotFoundError(f"release {label!r} is not published; known: {known}")
+        path = self._document_path(label, digest)
+        try:
+            document = path.read_bytes()
+        except FileNotFoundError:
+            raise UntrustedError(f"{path} is missing") from None
+        if bytes_digest(document) != digest:
+            raise UntrustedError(f"{path} is damaged: its bytes do not match")
+        return codec.decode_json(document, Release, where=str(path)), digest
+
+    def verify(self, label: str) -> VerifiedRelease:
+        """Check signatures and hash every blob of a release again.
+
+        Raises:
+            NotFoundError: no such release.
+            UntrustedError: anything differs from what was signed.
+        """
+        release, digest = self.load(label)
+        image = oci.release_image(release)
+        sizes = {variant.digest: variant.bytes for variant in release.variants}
+        sizes |= {key: len(content) for key, content in image.documents.items()}
+        for blob in sizes:
+            try:
+                self.blobs.verify(blob)
+            except NotFoundError as error:
+                raise UntrustedError(f"release {label}: {error}") from None
+        self._verify_layout(image)
+        return VerifiedRelease(
+            label=label, digest=digest, blobs=len(sizes), bytes=sum(sizes.values())
+        )
+
+    def refresh_timestamp(self, keys: OnlineKeys, now: float) -> bool:
+        """Sign snapshot and timestamp anew when half of their life is over.
+
+        Returns:
+            Whether anything was written; False also before the first release.
+
+        Raises:
+            UntrustedError: the registry was signed by others.
+        """
+        if not (self.root / "metadata" / "timestamp.json").exists():
+            return False
+        with self._lock():
+            folder = MetadataFolder(self.root / "metadata", keys.root_json)
+            state = folder.state()
+            return state is not None and folder.refresh(state, keys=keys, now=now)
+
+    def _state(self) -> SignedState | None:
+        pinned = self._pinned_root
+        if pinned is None:
+            first = self.root / "metadata" / "1.root.json"
+            if not first.exists():
+                return None
+            pinned = first.read_bytes()
+        return MetadataFolder(self.root / "metadata", pinned).state()
+
+    def _document_path(self, label: str, digest: Digest) -> Path:
+        name = f"{digest_hex(digest)}.{label}.json"
+        return self.root / "targets" / "releases" / name
+
+    def _link(self, variant: Variant, blobs: BlobStore) -> None:
+        source = blobs.path(variant.digest)
+        size = source.stat().st_size
+        if size != variant.bytes:
+            raise UntrustedError(
+                f"artefact {variant.digest} must have {variant.bytes} bytes, got {size}"
+            )
+        found = self.blobs.put_file(source)
+        if found != variant.digest:
+            raise UntrustedError(
+                f"artefact {variant.digest} is damaged: its bytes are {found}"
+            )
+
+    def _store_documents(self, release: Release) -> None:
+        for content in oci.release_image(release).documents.values():
+            self.blobs.put_bytes(content)
+        write_atomically(self.root / "oci-layout", oci.OCI_LAYOUT)
+
+    def _write_index(self, release: Release, state: SignedState | None) -> None:
+        releases = [self.load(label)[0] for label in _labels(state)]
+        images = [oci.release_image(known) for known in [*releases, release]]
+        content = oci.layout_index({image.label: image.descriptor for image in images})
+        write_atomically(self.root / "index.json", content)
+
+    def _verify_layout(self, image: oci.ReleaseImage) -> None:
+        layout = (self.root / "oci-layout").read_bytes()
+        if layout != oci.OCI_LAYOUT:
+            raise UntrustedError(f"{self.root / 'oci-layout'} is damaged")
+        path = self.root / "index.json"
+        raw = path.read_bytes()
+        try:
+            entries = {
+                entry["annotations"][oci.REF_NAME]: entry
+                for entry in codec.parse_json(raw, where=str(path))["manifests"]
+            }
+            whole = oci.layout_index(entries) == raw
+        except (InvalidInputError, KeyError, TypeError):
+            raise UntrustedError(f"{path} is damaged: no image index") from None
+        if not whole or entries.get(image.label) != image.descriptor:
+            raise UntrustedError(
+                f"{path} is damaged: it does not name release {image.label} as signed"
+            )
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def release_target(label: str) -> str:
+    """Return the TUF target path of a release.
+
+    Raises:
+        InvalidInputError: not a valid label.
+
+    >>> release_target("assistant-2")
+    'releases/assistant-2.json'
+    """
+    name, _, version = label.rpartition("-")
+    check_name(name, where="release label's name")
+    if not (version.isascii() and version.isdigit()):
+        raise InvalidInputError(
+            f"release label must be a name, '-' and a version, got {label[:80]!r}"
+        )
+    return f"releases/{label}.json"
+
+
+def blob_target(digest: Digest) -> str:
+    """Return the TUF target path of an artefact.
+
+    >>> blob_target(Digest("sha256:" + "0" * 64))[:16]
+    'blobs/sha256/000'
+    """
+    return f"blobs/sha256/{digest_hex(parse_digest(digest))}"
+
+
+def _targets(release: Release, document: bytes) -> list[TargetFile]:
+    targets = [
+        TargetFile.from_data(release_target(release.label), document, ["sha256"])
+    ]
+    for variant in release.variants:
+        hashes = {"sha256": digest_hex(variant.digest)}
+        path = blob_target(variant.digest)
+        targets.append(TargetFile(variant.bytes, hashes, path))
+    return targets
+
+
+def _release_digest(state: SignedState | None, label: str) -> Digest | None:
+    targets: Targets | None = state.targets if state else None
+    target = targets.targets.get(f"releases/{label}.json") if targets else None
+    return Digest("sha256:" + target.hashes["sha256"]) if target else None
+
+
+def _labels(state: SignedState | None) -> tuple[str, ...]:
+    paths = state.targets.targets if state else ()
+    return tuple(
+        sorted(
+            path.removeprefix("releases/").removesuffix(".json")
+            for path in paths
+            if path.startswith("releases/")
+        )
+    )
