@@ -144,6 +144,8 @@ ENDED = frozenset({RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED}
 """Nothing more is offered."""
 
 _SHOWN_REASONS = 3
+_ROUNDING = 1e-9
+"""7 % of 100 devices is 7.000000000000001 in floating point, and means 7."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +195,7 @@ def _wave_sizes(devices: int, policy: RolloutPolicy) -> list[int]:
         wanted = (
             plan.count
             if plan.count is not None
-            else math.ceil((plan.share or 0.0) * devices)
+            else math.ceil((plan.share or 0.0) * devices - _ROUNDING)
         )
         sizes.append(min(wanted, left))
         left -= sizes[-1]
@@ -203,8 +205,8 @@ def _wave_sizes(devices: int, policy: RolloutPolicy) -> list[int]:
 def _stratified_order(candidates: Sequence[Candidate], salt: str) -> list[str]:
     """Order devices so that every beginning of the order mirrors the whole fleet.
 
-    The k-th of a class's n devices stands at (k - 1 + jitter) / n, jitter the class's
-    own small offset: the first of every class comes first of all, then each class in
+    The k-th of a class's n devices stands at (k - 1) / n; ties are broken by the salted
+    hash of the class: the first of every class comes first of all, then each class in
     proportion.
     """
     by_class: dict[str, list[Candidate]] = {}
@@ -306,6 +308,8 @@ def _run_wave(
     rollout: Rollout, members: Sequence[Member], now: float, max_paired_loss: float
 ) -> Step:
     """Offer the current wave, or decide it once it was offered."""
+    if not members:
+        return Step(rollout=rollout, results=(_empty_wave(rollout),))
     cohort = [member for member in members if member.wave == rollout.wave]
     if not cohort:
         return _pass_wave(rollout, now, _empty_wave(rollout))

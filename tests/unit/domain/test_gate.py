@@ -133,6 +133,23 @@ def test_a_class_that_failed_completely_cannot_advance() -> None:
     assert "class b: 1 of 1" in result.reason
 
 
+@pytest.mark.parametrize("classes", [1, 3, 10])
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_a_class_too_small_to_tell_must_show_no_failure(
+    devices: int, classes: int
+) -> None:
+    sizes = {f"c{i}": devices for i in range(classes)}
+    counts = {name: count(devices, 0) for name in sizes}
+    assert advance_gate(sizes, counts, {}, RULE).verdict is Verdict.PASS
+    counts["c0"] = count(devices - 1, 1)
+    assert advance_gate(sizes, counts, {}, RULE).verdict is Verdict.FAIL
+
+
+def test_a_paired_loss_that_is_no_number_is_not_a_good_one() -> None:
+    result = advance_gate({"a": 1}, {"a": count(1, 0)}, {"a": [math.nan]}, RULE)
+    assert result.verdict is Verdict.FAIL
+
+
 def test_paired_loss_above_the_margin_stops_the_advance() -> None:
     result = advance_gate({"a": 2}, {"a": count(2, 0)}, {"a": [0.3, 0.2]}, RULE)
     assert result.verdict is Verdict.FAIL

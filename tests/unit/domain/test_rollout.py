@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from slmops.domain.blueprint import OnHalt, RolloutPolicy, WavePlan
 from slmops.domain.errors import ConflictError
+from slmops.domain.gate import Verdict
 from slmops.domain.rollout import (
     COMMANDS,
     Candidate,
@@ -198,6 +199,30 @@ def test_late_joiners_go_to_the_last_wave_until_it_begins() -> None:
     assert late_joiner_wave(rollout(state=RolloutState.HALTED)) is None
 
 
-def test_a_fleet_without_devices_never_counts_as_a_success() -> None:
-    value = rollout(waves=1)
-    assert step(value, []).rollout.state is RolloutState.RUNNING
+@pytest.mark.parametrize("waves", [1, 2, 4])
+def test_a_fleet_without_devices_never_counts_as_a_success(waves: int) -> None:
+    value = rollout(waves=waves)
+    for _ in range(2 * waves):
+        result = step(value, [])
+        assert result.results[0].verdict is Verdict.INCONCLUSIVE
+        value = result.rollout
+    assert value.state is RolloutState.RUNNING
+
+
+def test_a_last_wave_left_empty_by_a_small_fleet_ends_the_rollout() -> None:
+    fleet = [
+        replace(member, offered_at=0.0)
+        for member in members(first_wave(Outcome.SUCCEEDED))
+        if member.wave == 0
+    ]
+    soaked = rollout(phase=WavePhase.SOAKING)
+    last = step(soaked, fleet, now=20).rollout
+    assert last.wave == 1
+    assert step(last, fleet, now=20).rollout.state is RolloutState.DONE
+
+
+def test_a_share_that_floating_point_misses_is_not_rounded_up() -> None:
+    policy = replace(POLICY, waves=(WavePlan(share=0.07), WavePlan(share=1.0)))
+    fleet = [Candidate(device=f"d{i}", device_class="a") for i in range(100)]
+    waves = build_waves(fleet, policy, salt="r-1")
+    assert sum(wave == 0 for wave in waves.values()) == 7
