@@ -7,7 +7,7 @@ model's size, because rows are rounded independently.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,6 +53,8 @@ class QuantizedFile:
     """Weights."""
     tensor_types: dict[str, int]
     """Type → number of tensors."""
+    tensors: tuple[TensorEntry, ...] = field(repr=False)
+    """Every tensor with its type."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -222,6 +224,7 @@ def _described(plan: _Plan) -> QuantizedFile:
         bytes=file_bytes(plan.metadata, plan.tensors),
         parameters=sum(tensor.elements for tensor in plan.tensors),
         tensor_types=dict(Counter(tensor.kind for tensor in plan.tensors)),
+        tensors=plan.tensors,
     )
 
 

@@ -1,0 +1,157 @@
+"""What a variant will cost on a device, told before it exists.
+
+Memory of llama.cpp's process: its code and libraries, its own heap, the vocabulary, the
+mapped weights, a private copy of the tensors whose blocks it reorders for the CPU, the
+KV cache, and scratch for one batch of the prompt. The constants were fitted to peak RSS
+of xllamacpp 2026.10 on x86-64 with AVX2 (docs/lab-log.md); they are not exact elsewhere.
+
+Speed: a decoded token reads every weight once, so bytes times tokens per second is
+nearly constant on a machine, up to what unpacking a type's blocks costs.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmops.workshop.gguf_file import TensorEntry
+from slmops.workshop.model_shape import ModelShape
+
+MIB = 1 << 20
+
+_CODE_MIB = 20.4
+_HEAP_MIB = 19.5
+_VOCABULARY_BYTES = 470
+_BATCH_TOKENS = 512
+_FEED_FORWARD_BUFFERS = 3.5
+_REORDERED = frozenset({"Q4_0", "Q4_K", "Q2_K", "IQ4_NL"})
+
+_UNPACKING = {
+    "F32": 1.35,
+    "F16": 1.35,
+    "BF16": 1.0,
+    "Q8_0": 1.0,
+    "Q6_K": 0.85,
+    "Q5_K": 0.75,
+    "Q5_1": 0.7,
+    "Q5_0": 0.7,
+    "Q4_K": 0.75,
+    "Q4_1": 0.78,
+    "Q4_0": 0.78,
+    "IQ4_NL": 0.78,
+    "IQ4_XS": 0.78,
+    "Q3_K": 0.7,
+    "Q2_K": 0.7,
+}
+_UNPACKING_REST = 0.6
+_THREAD_SCALING = 0.8
+_PROBE_BYTES = 128 * MIB
+_PROBE_SHARE = 0.4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachinePrior:
+    """How fast a machine decodes, as one number."""
+
+    decode_bytes_per_s: float
+    """Bytes of an 8-bit model times tokens decoded per second, on one thread."""
+    source: str
+    """Where the figure comes from: a measured build, or a probe of memory bandwidth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryForecast:
+    """Parts of a model process's peak resident memory, MiB."""
+
+    runtime_mib: float
+    """Code, libraries, heap and vocabulary."""
+    weights_mib: float
+    """The mapped file."""
+    reordered_mib: float
+    """Private copies of tensors whose blocks are reordered for the CPU."""
+    kv_cache_mib: float
+    """Keys and values of the whole context, 16 bit."""
+    scratch_mib: float
+    """Activations of one batch of the prompt."""
+
+    @property
+    def total_mib(self) -> float:
+        """Their sum."""
+        return (
+            self.runtime_mib
+            + self.weights_mib
+            + self.reordered_mib
+            + self.kv_cache_mib
+            + self.scratch_mib
+        )
+
+
+def forecast_memory(
+    shape: ModelShape,
+    tensors: Sequence[TensorEntry],
+    *,
+    file_bytes: int,
+    context_tokens: int,
+) -> MemoryForecast:
+    """Predict peak resident memory with one request at a time.
+
+    Args:
+        shape: the model's sizes.
+        tensors: of the variant, with its types.
+        file_bytes: size of the variant's file.
+        context_tokens: context it is loaded with.
+    """
+    reordered = sum(tensor.bytes for tensor in tensors if _is_reordered(tensor))
+    head_widths = shape.key_width + shape.value_width
+    kv_bytes = 2 * shape.layers * context_tokens * shape.kv_heads * head_widths
+    batch = min(_BATCH_TOKENS, context_tokens)
+    activations = _FEED_FORWARD_BUFFERS * shape.feed_forward + shape.width
+    return MemoryForecast(
+        runtime_mib=_CODE_MIB + _HEAP_MIB + shape.vocabulary * _VOCABULARY_BYTES / MIB,
+        weights_mib=file_bytes / MIB,
+        reordered_mib=reordered / MIB,
+        kv_cache_mib=kv_bytes / MIB,
+        scratch_mib=4 * batch * activations / MIB,
+    )
+
+
+def forecast_decode(
+    tensors: Sequence[TensorEntry], prior: MachinePrior, *, threads: int
+) -> float:
+    """Predict decoded tokens per second."""
+    cost = sum(
+        tensor.bytes / _UNPACKING.get(tensor.kind, _UNPACKING_REST)
+        for tensor in tensors
+    )
+    return float(prior.decode_bytes_per_s * threads**_THREAD_SCALING / cost)
+
+
+def measured_prior(
+    decode_tokens_per_s: float, tensors: Sequence[TensorEntry], source: str
+) -> MachinePrior:
+    """Turn a measured decode speed on one thread into a prior."""
+    unit = MachinePrior(decode_bytes_per_s=1.0, source=source)
+    share = forecast_decode(tensors, unit, threads=1)
+    return MachinePrior(decode_bytes_per_s=decode_tokens_per_s / share, source=source)
+
+
+def probe_prior() -> MachinePrior:
+    """Measure this machine's memory bandwidth for about 0.1 s; decoding gets a share."""
+    block = np.ones(_PROBE_BYTES // 8, np.float64)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        block.max()
+        times.append(time.perf_counter() - start)
+    bandwidth = _PROBE_BYTES / min(times)
+    return MachinePrior(
+        decode_bytes_per_s=_PROBE_SHARE * bandwidth,
+        source=f"memory bandwidth probe: {bandwidth / 1e9:.1f} GB/s on one thread",
+    )
+
+
+def _is_reordered(tensor: TensorEntry) -> bool:
+    # The embedding is looked up by row, also when it serves as the output matrix.
+    is_matrix = len(tensor.shape) > 1 and tensor.name != "token_embd.weight"
+    return tensor.kind in _REORDERED and is_matrix
