@@ -1,0 +1,1 @@
+"""Contract suites: one per Protocol, passed by every implementation."""
