@@ -53,8 +53,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Replace `path` with `content`: whole, or not at all, also on power cut."""
+def write_atomically(
+    path: Path, content: bytes, *, mode: int = 0o644, replace: bool = True
+) -> None:
+    """Write `content` to `path`: whole, or not at all, also on power cut.
+
+    Raises:
+        FileExistsError: `path` exists and `replace` is False; of two writers one wins.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
     try:
@@ -63,10 +69,12 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             sink.flush()
             os.fchmod(sink.fileno(), mode)
             os.fsync(sink.fileno())
-        Path(name).replace(path)
-    except BaseException:
+        if replace:
+            Path(name).replace(path)
+        else:
+            path.hardlink_to(name)
+    finally:
         Path(name).unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 

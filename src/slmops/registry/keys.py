@@ -35,8 +35,6 @@ class SigningKey:
         Raises:
             ConflictError: the file exists; keys are never overwritten.
         """
-        if path.exists():
-            raise ConflictError(f"key {path} exists; keys are never overwritten")
         private = Ed25519PrivateKey.generate()
         encryption: serialization.KeySerializationEncryption = (
             serialization.BestAvailableEncryption(passphrase.encode())
@@ -49,7 +47,12 @@ class SigningKey:
             encryption,
         )
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, pem, mode=0o600)
+        try:
+            write_atomically(path, pem, mode=0o600, replace=False)
+        except FileExistsError:
+            raise ConflictError(
+                f"key {path} exists; keys are never overwritten"
+            ) from None
         return cls(private)
 
     @classmethod

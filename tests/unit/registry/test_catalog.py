@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tuf.api.metadata import Metadata
 from slmops.domain.errors import ConflictError, NotFoundError, UntrustedError
 from slmops.registry.blobs import BlobStore
 from slmops.registry.catalog import Catalog
+from slmops.registry.keys import SigningKey
 from slmops.registry.signing import OnlineKeys, ReleaseKeys
 from slmops.testing.sample_release import (
     DAY_S,
@@ -242,3 +244,16 @@ def test_an_encrypted_key_needs_its_passphrase(tmp_path: Path) -> None:
         ReleaseKeys.load_or_create(tmp_path, now=SAMPLE_TIME)
     again = ReleaseKeys.load_or_create(tmp_path, now=SAMPLE_TIME, passphrase="secret")
     assert again.director.public_hex == keys.director.public_hex
+
+
+def test_of_many_that_create_a_key_at_once_one_wins(tmp_path: Path) -> None:
+    def create(_: int) -> str | None:
+        try:
+            return SigningKey.create(tmp_path / "root.key").public_hex
+        except ConflictError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        made = [key for key in pool.map(create, range(8)) if key]
+    assert made == [SigningKey.load(tmp_path / "root.key").public_hex]
+    assert [path.name for path in tmp_path.iterdir()] == ["root.key"]
