@@ -13,6 +13,10 @@ Stop rule
     mixture over all of [0, 1] would not do: it also collects evidence when a class is
     *better* than p0.) Over K classes the limit is K/α (Bonferroni).
 
+    The reference figures (waves 20/80/400/1500) come out when E is looked at after every
+    device and exposure counts devices one by one; counted by whole waves the same rule
+    exposes twice as many. `slmops.testing.fleet_simulation` plays it.
+
     Sources: Wald, Sequential Analysis (1947); Robbins, Ann. Math. Stat. 41 (1970);
     Johari, Koomen, Pekelis, Walsh, Operations Research 70 (2022), mixture SPRT;
     Ramdas, Grünwald, Vovk, Shafer, Statistical Science 38 (2023), e-processes.

@@ -28,9 +28,12 @@ class PromptScore:
     def __post_init__(self) -> None:
         if not self.logprobs:
             raise InvalidInputError("golden score needs at least one log-probability")
-        if any(math.isnan(value) or value > _ROUNDING for value in self.logprobs):
+        if any(
+            not math.isfinite(value) or value > _ROUNDING for value in self.logprobs
+        ):
             raise InvalidInputError(
-                f"golden log-probabilities must be <= 0, got {max(self.logprobs):g}"
+                "golden log-probabilities must be finite and <= 0, got"
+                f" {', '.join(f'{value:g}' for value in self.logprobs)}"
             )
 
 

@@ -1,7 +1,12 @@
 """The trial's verdict."""
 
+import math
+
+import pytest
+
 from slmops.domain.blueprint import GoldenPlan
 from slmops.domain.device import Budget
+from slmops.domain.errors import InvalidInputError
 from slmops.domain.golden import PromptScore, TrialMeasurement, judge_trial
 
 PLAN = GoldenPlan()
@@ -61,3 +66,22 @@ def test_what_could_not_be_measured_is_not_held_against_the_model() -> None:
         PLAN, budget, CARD, measured(scores(-1.0, -2.0), speed=None, peak=None)
     )
     assert result.passed
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.1])
+def test_a_score_that_is_no_log_probability_is_refused(value: float) -> None:
+    with pytest.raises(InvalidInputError, match="finite and <= 0"):
+        PromptScore(logprobs=(-1.0, value))
+
+
+def test_a_score_of_nothing_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="at least one"):
+        PromptScore(logprobs=())
+
+
+@pytest.mark.parametrize("new", [scores(-1.0), ()])
+def test_scores_of_other_prompts_than_the_card_are_refused(
+    new: tuple[PromptScore, ...],
+) -> None:
+    with pytest.raises(InvalidInputError, match="same prompts"):
+        judge_trial(PLAN, Budget(), CARD, measured(new))
