@@ -1,0 +1,73 @@
+"""`slmops plan`: sizes, memory and speed before anything is built."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from slmops.cli import render
+from slmops.registry.workspace import Workspace
+
+if TYPE_CHECKING:
+    from slmops.workshop.plan import BuildPlan, CandidatePlan
+
+_MB = 1_000_000
+
+
+@click.command()
+@click.argument("blueprint", type=click.Path(dir_okay=False, path_type=Path))
+@render.as_json
+@click.pass_obj
+def plan(workspace: Workspace, blueprint: Path, as_json: bool) -> None:
+    """Predict what building BLUEPRINT gives, without building it.
+
+    Bytes and types are exact. Memory and speed are predicted; speed on this machine.
+    A blueprint that nothing can meet fails here, with the nearest change that helps.
+
+    Example: slmops plan blueprint.yaml
+    """
+    from slmops.workshop.blueprints import load_blueprint
+    from slmops.workshop.machine import load_prior
+    from slmops.workshop.models import find_model, reference_path
+    from slmops.workshop.plan import plan_build
+
+    wanted = load_blueprint(blueprint)
+    record = find_model(workspace, wanted.model)
+    reference = reference_path(workspace, record)
+    planned = plan_build(wanted, record, reference, load_prior(workspace))
+    if as_json:
+        render.json_document(planned)
+        return
+    _render(planned)
+
+
+def _render(planned: "BuildPlan") -> None:
+    classes = [forecast.class_name for forecast in planned.candidates[0].classes]
+    render.table(
+        ("candidate", "MB", "bits/weight", "types", "predicted tok/s", *classes),
+        [_row(candidate) for candidate in planned.candidates],
+        title=f"{planned.blueprint}: {planned.model_name},"
+        f" reference {planned.reference_bytes / _MB:.1f} MB",
+    )
+    render.note(f"speed predicted from: {planned.prior.source}")
+    if planned.reference_grid:
+        render.note(
+            f"the reference was dequantized from {planned.reference_grid}:"
+            f" {planned.reference_grid} variants would look better than they are"
+        )
+
+
+def _row(candidate: "CandidatePlan") -> tuple[object, ...]:
+    name = candidate.quantization + (" (control)" if candidate.is_control else "")
+    types = " ".join(f"{kind}×{n}" for kind, n in candidate.tensor_types.items())
+    return (
+        name,
+        round(candidate.bytes / _MB, 1),
+        round(candidate.bits_per_weight, 2),
+        types,
+        round(candidate.classes[0].decode_tokens_per_s, 1),
+        *(
+            "; ".join(forecast.obstacles) or f"fits: {forecast.memory_mib:.0f} MiB"
+            for forecast in candidate.classes
+        ),
+    )
