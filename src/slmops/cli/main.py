@@ -13,7 +13,6 @@ from slmops.domain.errors import SlmopsError
 from slmops.registry.workspace import DEFAULT_FOLDER, Workspace
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("slmops.cli.demo:demo", "The whole loop on a real model, as a story."),
     "init": ("slmops.cli.init:init", "Write a commented blueprint to start from."),
     "model": ("slmops.cli.model:model", "Import models and look at them."),
     "blueprint": ("slmops.cli.blueprint:blueprint", "Check blueprints, export schema."),
@@ -21,11 +20,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "slmops.cli.plan:plan",
         "Predict sizes, memory and speed before building.",
     ),
-    "build": ("slmops.cli.build:build", "Quantize, measure and select variants."),
     "release": ("slmops.cli.release:release", "Sign, list, show and verify releases."),
     "serve": ("slmops.cli.serve:serve", "Run the control plane and its dashboard."),
     "device": ("slmops.cli.device:device", "Enrolment tokens and the fleet's devices."),
-    "agent": ("slmops.cli.agent:agent", "Run the agent on a device."),
     "rollout": ("slmops.cli.rollout:rollout", "Bring a release to the fleet in waves."),
 }
 """Noun → where its command is, and the line `slmops --help` shows; loaded on use."""
@@ -67,9 +64,8 @@ class _Nouns(click.Group):
 def app(ctx: click.Context, workspace: Path) -> None:
     """Small language models on fleets of devices that do not look alike.
 
-    The loop: model import → plan → build → release create → serve → rollout start.
-    `slmops demo` shows all of it. Every command takes --json for machines and --help
-    for people.
+    Start with: init, model import, plan. Every command takes --json for machines and
+    --help for people.
     """
     ctx.obj = Workspace(root=workspace.absolute())
 

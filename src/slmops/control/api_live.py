@@ -48,11 +48,9 @@ async def healthz(plane: Plane, _request: Request) -> Response:
     return json_answer(Health(status="ok", version=__version__))
 
 
-async def openapi_document(_plane: Plane, _request: Request) -> Response:
-    """Return the API's document."""
-    from slmops.control.openapi import openapi
-
-    return json_answer(openapi())
+async def openapi_document(_plane: Plane, request: Request) -> Response:
+    """Return the API's document, which the app made from its routes."""
+    return json_answer(request.app.state.openapi)
 
 
 async def dashboard(_plane: Plane, _request: Request) -> Response:

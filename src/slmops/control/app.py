@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from slmops.control import http
 from slmops.control.auth import load_operator_token
 from slmops.control.engine import Engine
+from slmops.control.openapi import openapi
 from slmops.control.plane import Plane
 from slmops.control.releases import KnownReleases
 from slmops.control.routes import server_routes
@@ -65,6 +66,7 @@ def create_app(settings: ControlSettings) -> Starlette:
         },
     )
     app.state.plane = plane
+    app.state.openapi = openapi()
     return app
 
 
