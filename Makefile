@@ -1,20 +1,15 @@
-# Two commands do all the set-up: `make demo` and `make test`. Both create and reuse .venv.
+# `make test` does all the set-up; it creates and reuses .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO_OUTPUT ?= demo-output
 
-.PHONY: demo test check format lock clean
+.PHONY: test check format lock clean
 
 # Installed anew when the project's requirements change.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
-
-demo: $(VENV)/.installed  ## The whole loop on a real model, about five minutes
-	rm -rf $(DEMO_OUTPUT)
-	$(BIN)/slmops demo --output $(DEMO_OUTPUT)
 
 test: $(VENV)/.installed  ## All tests
 	$(BIN)/python -m pytest
