@@ -1,0 +1,90 @@
+"""What a build found: a document that says everything a release needs and why."""
+
+from dataclasses import dataclass
+
+from slmops.domain.blueprint import Blueprint
+from slmops.domain.ids import Digest
+from slmops.domain.release import Card, GoldenSet, ModelRecord, Variant
+from slmops.workshop.steps import StepRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One quantization, built and measured."""
+
+    digest: Digest
+    """Of the artefact."""
+    card: Card
+    """What was measured; `Card.speed` is empty for the 16-bit reference."""
+    eligible: bool
+    """Whether selection may choose it; controls that nobody asked for may not."""
+    on_reference_grid: bool
+    """Whether the reference was dequantized from this very type: its fidelity is
+    flattered, so it is never compared as if that were fair."""
+
+    @property
+    def quantization(self) -> str:
+        """llama.cpp name."""
+        return self.card.quantization
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejection:
+    """Why one candidate was not chosen for one class."""
+
+    quantization: str
+    """The candidate."""
+    reason: str
+    """With figures."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassSelection:
+    """The variant chosen for one device class, and why no other was."""
+
+    device_class: str
+    """Name of the class."""
+    quantization: str
+    """The choice."""
+    digest: Digest
+    """Its artefact."""
+    reason: str
+    """Why it won, with figures."""
+    runner_up: str | None
+    """What would be chosen if it were not there; None when nothing else fits."""
+    rejected: tuple[Rejection, ...]
+    """All other candidates, controls included."""
+    violations: tuple[str, ...] = ()
+    """What the quality floor says against the choice; only in a build below the floor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildResult:
+    """The evidence of a release; its digest is the build's identity."""
+
+    blueprint: Blueprint
+    """As it was built: its `candidates` are the ones that were tried."""
+    below_floor: bool
+    """Whether candidates below the quality floor could be chosen."""
+    model: ModelRecord
+    """The reference."""
+    reference: Candidate
+    """Control row: the reference measured against itself, the noise of measuring."""
+    control: Candidate
+    """Control row: the near-lossless 8-bit variant that gates are relative to."""
+    candidates: tuple[Candidate, ...]
+    """All variants that were built, the 8-bit control included, largest first."""
+    selection: tuple[ClassSelection, ...]
+    """One per device class, in the blueprint's order."""
+    variants: tuple[Variant, ...]
+    """Chosen ones with their classes, ready for a release."""
+    golden: GoldenSet
+    """Prompts with the reference's answers."""
+    machine: str
+    """What measured the speeds."""
+    provenance: tuple[StepRecord, ...]
+    """Every step that led here."""
+
+    def candidate(self, quantization: str) -> Candidate:
+        """Return a candidate by name."""
+        return next(c for c in self.candidates if c.quantization == quantization)

@@ -1,0 +1,154 @@
+"""What a class's budget and the quality floor have against a candidate.
+
+Every limit is compared with the pessimistic bound of the measured figure, and says how
+far off it is, so that the nearest miss can be named.
+"""
+
+from dataclasses import dataclass
+
+from slmops.domain.blueprint import QualityFloor
+from slmops.domain.device import Budget, DeviceClass
+from slmops.domain.release import Card, Speed
+from slmops.workshop.build_result import Candidate
+
+LEAST_CONTROL_KLD = 1e-3
+"""Nats. A reference that itself came from an 8-bit file shows no 8-bit loss at all;
+multiples of nothing would forbid everything."""
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectionRules:
+    """What selection follows."""
+
+    floor: QualityFloor
+    """Worst acceptable fidelity."""
+    control_kld: float
+    """Mean KL divergence of the 8-bit control, nats."""
+    below_floor: bool = False
+    """Choose among candidates below the floor too, and say what it says."""
+
+    @property
+    def max_kld(self) -> float:
+        """Largest acceptable upper bound of the mean KL divergence, nats."""
+        base = max(self.control_kld, LEAST_CONTROL_KLD)
+        return self.floor.max_kld_times_8bit * base
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Excess:
+    """A limit that is not met."""
+
+    ratio: float
+    """How far off: 1.1 is ten percent too much. Huge where no number could help."""
+    text: str
+    """With figures."""
+
+
+def floor_violations(card: Card, rules: SelectionRules) -> tuple[str, ...]:
+    """Say what the quality floor has against a variant; empty when it holds."""
+    return tuple(excess.text for excess in _floor_excesses(card, rules))
+
+
+def speed_for(card: Card, device_class: DeviceClass) -> Speed | None:
+    """Return the speed measured at a class's settings, or None."""
+    wanted = (device_class.threads, device_class.context_tokens)
+    for speed in card.speed:
+        if (speed.threads, speed.context_tokens) == wanted:
+            return speed
+    return None
+
+
+def excesses_of(
+    candidate: Candidate, device_class: DeviceClass, rules: SelectionRules
+) -> tuple[Excess, ...]:
+    """List everything that keeps a candidate from a class; empty when it fits."""
+    found: list[Excess] = []
+    if not candidate.eligible:
+        found.append(Excess(ratio=1e9, text="a control, not among the candidates"))
+    if candidate.on_reference_grid:
+        found.append(
+            Excess(
+                ratio=1e9,
+                text=f"the reference was made from a {candidate.card.reference_grid}"
+                " file, so its figures are flattered and do not compare",
+            )
+        )
+    if not rules.below_floor:
+        found += _floor_excesses(candidate.card, rules)
+    found += _budget_excesses(candidate.card, device_class)
+    return tuple(found)
+
+
+def _floor_excesses(card: Card, rules: SelectionRules) -> list[Excess]:
+    fidelity = card.fidelity
+    found = []
+    if fidelity.mean_kld.high > rules.max_kld:
+        found.append(
+            Excess(
+                ratio=fidelity.mean_kld.high / rules.max_kld,
+                text=f"below the quality floor: KL divergence may be as high as"
+                f" {fidelity.mean_kld.high:.4f}, at most {rules.max_kld:.4f} is allowed"
+                f" ({rules.floor.max_kld_times_8bit:g} times 8-bit)",
+            )
+        )
+    if fidelity.same_top1.low < rules.floor.min_same_top1:
+        found.append(
+            Excess(
+                ratio=rules.floor.min_same_top1 / max(fidelity.same_top1.low, 1e-9),
+                text=f"below the quality floor: same-top-1 may be as low as"
+                f" {fidelity.same_top1.low:.3f}, at least"
+                f" {rules.floor.min_same_top1:g} is asked",
+            )
+        )
+    return found
+
+
+def _budget_excesses(card: Card, device_class: DeviceClass) -> list[Excess]:
+    budget = device_class.budget
+    found = [_over("disk", card.bytes / MIB, budget.disk_mib, "MiB")]
+    speed = speed_for(card, device_class)
+    if speed is None:
+        if _needs_speed(budget):
+            found.append(Excess(ratio=1e9, text="its speed was not measured"))
+    else:
+        found += [
+            _over("peak memory", speed.peak_rss_mib, budget.memory_mib, "MiB"),
+            _over(
+                "time to first token (p95)",
+                speed.first_token_p95_ms,
+                budget.first_token_ms,
+                "ms",
+            ),
+            _under(
+                "decode speed",
+                speed.decode_tokens_per_s.low,
+                budget.decode_tokens_per_s,
+                "tokens/s",
+            ),
+        ]
+    return [excess for excess in found if excess is not None]
+
+
+def _needs_speed(budget: Budget) -> bool:
+    limits = (budget.memory_mib, budget.first_token_ms, budget.decode_tokens_per_s)
+    return any(limit is not None for limit in limits)
+
+
+def _over(what: str, value: float, limit: float | None, unit: str) -> Excess | None:
+    if limit is None or value <= limit:
+        return None
+    return Excess(
+        ratio=value / limit,
+        text=f"{what} {value:.1f} {unit} is above the budget {limit:g}",
+    )
+
+
+def _under(what: str, value: float, limit: float | None, unit: str) -> Excess | None:
+    if limit is None or value >= limit:
+        return None
+    return Excess(
+        ratio=limit / max(value, 1e-9),
+        text=f"{what} may be as low as {value:.1f} {unit}, the budget asks {limit:g}",
+    )

@@ -1,0 +1,180 @@
+"""Scores on disk: what a scoring child hands to the build, as plain NumPy archives.
+
+Two kinds. *Reference scores* hold, for every scored position, the reference model's
+most likely tokens with their log-probabilities, and the mass of all others in one
+bucket. *Candidate scores* hold what a candidate lost against them. Both are written
+without a date and read without pickle: equal scores give equal bytes, and a hostile
+file can be wrong but cannot run.
+
+KL divergence is taken over the listed tokens and the rest bucket. Merging outcomes
+never increases a divergence (data-processing inequality), so it is a lower bound of
+the divergence over the whole vocabulary, and a tight one: the bucket holds a few
+percent of the mass.
+"""
+
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from slmops.domain.errors import InvalidInputError
+
+TOP_K = 256
+"""Listed tokens per position."""
+_TINY = 1e-30
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int32]
+Scores = TypeVar("Scores", "ReferenceScores", "CandidateScores")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceScores:
+    """The reference model on the evaluation text."""
+
+    tokens: Integers
+    """(windows, window length) token ids."""
+    top_ids: Integers
+    """(positions, k) most likely next tokens, best first."""
+    top_logprobs: Floats
+    """(positions, k) their log-probabilities, nats."""
+    rest_logprob: Floats
+    """(positions,) log of the mass of all other tokens; -inf where there is none."""
+    nll: Floats
+    """(positions,) negative log-likelihood of the true next token, nats."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateScores:
+    """A candidate on the same text, position by position."""
+
+    kld: Floats
+    """(positions,) KL divergence of the candidate from the reference, nats, >= 0."""
+    same_top1: npt.NDArray[np.bool_]
+    """(positions,) whether both name the same most likely token."""
+    nll: Floats
+    """(positions,) negative log-likelihood of the true next token, nats."""
+
+
+def cut_windows(tokens: list[int], window: int, scored: int) -> Integers:
+    """Cut a text into windows that overlap by half.
+
+    Only tokens of the second half of each window are predicted and scored, so each has
+    at least half a window of context, and none is scored twice.
+
+    Args:
+        tokens: of the whole text.
+        window: length of one window; an odd length counts as one less.
+        scored: positions wanted; fewer when the text is shorter.
+
+    Returns:
+        (windows, window) token ids.
+
+    Raises:
+        InvalidInputError: the text is too short for two windows.
+
+    >>> cut_windows(list(range(8)), 4, 4).tolist()
+    [[0, 1, 2, 3], [2, 3, 4, 5]]
+    """
+    half = window // 2
+    possible = len(tokens) // half - 1
+    windows = min(possible, max(scored // half, 2))
+    if windows < 2:  # noqa: PLR2004 - bounds need two
+        raise InvalidInputError(
+            f"evaluation text must have at least {3 * half} tokens for windows of"
+            f" {window}, got {len(tokens)}"
+        )
+    starts = range(0, windows * half, half)
+    return np.array([tokens[at : at + 2 * half] for at in starts], np.int32)
+
+
+def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
+    """Return (rows, vocabulary) log-probabilities of (rows, vocabulary) logits."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    total: npt.NDArray[np.float64] = np.exp(wide).sum(axis=1, keepdims=True)
+    wide -= np.log(total)
+    return wide
+
+
+def top_of(logprobs: npt.NDArray[np.float64]) -> tuple[Integers, Floats, Floats]:
+    """Return ids and log-probabilities of the best tokens, and the rest's log mass.
+
+    Args:
+        logprobs: (rows, vocabulary).
+
+    Returns:
+        (rows, k) ids, (rows, k) log-probabilities, best first, ties by id; (rows,) rest.
+    """
+    count = min(TOP_K, logprobs.shape[1])
+    part = np.sort(np.argpartition(-logprobs, count - 1, axis=1)[:, :count], axis=1)
+    values = np.take_along_axis(logprobs, part, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    ids = np.take_along_axis(part, order, axis=1).astype(np.int32)
+    best = np.take_along_axis(values, order, axis=1)
+    return ids, best.astype(np.float32), _rest(best).astype(np.float32)
+
+
+def divergence(
+    top_logprobs: Floats, rest_logprob: Floats, candidate: npt.NDArray[np.float64]
+) -> Floats:
+    """Return the KL divergence over listed tokens and rest, (rows,) nats, >= 0.
+
+    Args:
+        top_logprobs: (rows, k) of the reference.
+        rest_logprob: (rows,) of the reference.
+        candidate: (rows, k) the candidate's log-probabilities of the same tokens.
+    """
+    listed = top_logprobs.astype(np.float64)
+    rest = np.exp(rest_logprob.astype(np.float64))
+    terms = (np.exp(listed) * (listed - candidate)).sum(axis=1)
+    gap = np.log(np.maximum(rest, _TINY)) - np.maximum(_rest(candidate), np.log(_TINY))
+    total = terms + np.where(rest > _TINY, rest * gap, 0.0)
+    return np.asarray(np.maximum(total, 0.0), np.float32)
+
+
+def save_scores(scores: ReferenceScores | CandidateScores, path: Path) -> None:
+    """Write an archive; equal scores give equal bytes."""
+    arrays: dict[str, Any] = {
+        field.name: getattr(scores, field.name) for field in fields(scores)
+    }
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_scores(path: Path, kind: type[Scores]) -> Scores:
+    """Read an archive and check the arrays' names, types and shapes.
+
+    Raises:
+        InvalidInputError: damaged, or of another kind.
+    """
+    wanted = {field.name for field in fields(kind)}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if set(archive.files) != wanted:
+                raise InvalidInputError(
+                    f"{path}: scores must hold {sorted(wanted)}, got {archive.files}"
+                )
+            arrays = {name: archive[name] for name in wanted}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(f"{path}: not a score archive: {error}") from None
+    positions = len(arrays["nll"])
+    for name, array in arrays.items():
+        if name != "tokens" and len(array) != positions:
+            raise InvalidInputError(
+                f"{path}: {name} must have {positions} rows, got {len(array)}"
+            )
+        if array.dtype.kind not in "fib":
+            raise InvalidInputError(f"{path}: {name} must be numbers")
+    return kind(**arrays)
+
+
+def _rest(logprobs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    mass = 1.0 - np.exp(logprobs).sum(axis=1)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(np.maximum(mass, 0.0)))

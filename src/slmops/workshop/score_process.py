@@ -1,0 +1,127 @@
+"""Start scoring children, follow them, and end them with their build."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any
+
+from slmops.domain.errors import (
+    ERROR_CLASSES,
+    InvalidInputError,
+    SlmopsError,
+    UnavailableError,
+)
+from slmops.workshop.score_child import ScoreJob
+
+_SHOWN_CHARACTERS = 400
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GGML_NO_BACKTRACE": "1"}
+_CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
+
+
+@dataclass(slots=True)
+class ScoreProcesses:
+    """All scoring children of one build; a context that leaves none behind."""
+
+    _running: set["subprocess.Popen[bytes]"] = field(default_factory=set)
+    _stopped: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __enter__(self) -> "ScoreProcesses":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Kill what runs; nothing new starts."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for process in running:
+            process.kill()
+            process.wait()
+
+    def run(self, job: ScoreJob, report: Callable[[int, int], None]) -> None:
+        """Run one job to its end.
+
+        Raises:
+            InvalidInputError: the artefact was refused or crashed the child.
+            UnavailableError: the child was killed, or the runtime is not installed.
+        """
+        read_fd, write_fd = os.pipe()
+        with open(read_fd, "rb") as reports, tempfile.TemporaryFile() as log:  # noqa: PTH123
+            try:
+                process = self._start(job, write_fd, log)
+            finally:
+                os.close(write_fd)
+            try:
+                last = _follow(reports, report)
+                code = process.wait()
+            finally:
+                self._forget(process)
+            if not last.get("finished") or code != 0:
+                raise _failure(job, last, code, _tail(log))
+
+    def _start(
+        self, job: ScoreJob, report_fd: int, log: IO[bytes]
+    ) -> "subprocess.Popen[bytes]":
+        with self._lock:
+            if self._stopped:
+                raise UnavailableError("the build was stopped")
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "slmops.workshop.score_child"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(report_fd,),
+                # Ctrl-C in a terminal is for the parent, which ends its children.
+                start_new_session=True,
+                env={**os.environ, **_ENVIRONMENT},
+            )
+            self._running.add(process)
+        order = json.dumps({**asdict(job), "report_fd": report_fd}).encode() + b"\n"
+        if process.stdin is not None:
+            process.stdin.write(order)
+            process.stdin.flush()
+        return process
+
+    def _forget(self, process: "subprocess.Popen[bytes]") -> None:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+        with self._lock:
+            self._running.discard(process)
+
+
+def _follow(reports: IO[bytes], report: Callable[[int, int], None]) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    for line in reports:
+        last = json.loads(line)
+        if "total" in last:
+            report(int(last["done"]), int(last["total"]))
+    return last
+
+
+def _failure(job: ScoreJob, last: dict[str, Any], code: int, words: str) -> SlmopsError:
+    kinds: dict[str, type[SlmopsError]] = {kind.code: kind for kind in ERROR_CLASSES}
+    if "error" in last:
+        return kinds.get(str(last["error"]), UnavailableError)(str(last["message"]))
+    crashed = -code in _CRASHES
+    ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    kind = InvalidInputError if crashed else UnavailableError
+    said = f"; last words: {words}" if words else ""
+    return kind(f"{job.artefact}: scoring it ended with {ended}{said}")
+
+
+def _tail(log: IO[bytes]) -> str:
+    size = log.seek(0, os.SEEK_END)
+    log.seek(max(0, size - _SHOWN_CHARACTERS))
+    return " | ".join(log.read().decode(errors="replace").strip().splitlines())

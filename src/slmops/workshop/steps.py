@@ -1,0 +1,185 @@
+"""Build steps: pure functions of what goes in, computed once and kept by digest.
+
+A step is described by the digests of its inputs, its parameters, the tools that
+compute it and a seed; the digest of that description is its key. Its outputs are
+blobs. A record in the workspace's ``steps`` folder ties key to outputs; it is written
+last and atomically, so a step is either done or as if it never began. Records found
+again are trusted only as far as their outputs' bytes hold: what is missing or damaged
+is computed anew.
+
+The records together are the build's provenance.
+"""
+
+import hashlib
+import importlib.util
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedError
+from slmops.domain.ids import Digest, digest_hex
+from slmops.registry.blobs import BlobStore, write_atomically
+from slmops.registry.workspace import Workspace
+from slmops.wire.codec import decode_json, document_digest, encode_json
+
+Value = str | int | float | bool | None | tuple[str, ...]
+"""What a parameter may be."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What determines a step's outputs; its digest is the cache key."""
+
+    kind: str
+    """What is computed: ``quantize``, ``score``, ``speed`` …"""
+    tool: str
+    """What computes it, with versions: see `tool_version`."""
+    inputs: Mapping[str, Digest]
+    """Role → digest of the blob that is read."""
+    parameters: Mapping[str, Value]
+    """Everything else that matters."""
+    seed: int = 0
+    """Of any chance in it."""
+
+    @property
+    def digest(self) -> Digest:
+        """Key of the step."""
+        return document_digest(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord:
+    """A finished step."""
+
+    step: Step
+    """What was computed."""
+    outputs: Mapping[str, Digest]
+    """Role → digest of the blob that was made."""
+    seconds: float
+    """How long it took when it was computed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTiming:
+    """One step as one build met it."""
+
+    name: str
+    """For people: ``quantize Q4_K_M``."""
+    kind: str
+    """Kind of the step."""
+    seconds: float
+    """When it was computed: in this build or an earlier one."""
+    reused: bool
+    """Whether an earlier build had computed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCache:
+    """Finished steps of a workspace."""
+
+    workspace: Workspace
+
+    @property
+    def blobs(self) -> BlobStore:
+        """Where inputs and outputs lie."""
+        return BlobStore(self.workspace.blobs)
+
+    def find(self, step: Step) -> StepRecord | None:
+        """Return the record of a finished step whose outputs are whole, or None.
+
+        Damaged outputs are removed, so that computing the step replaces them.
+        """
+        path = self._path(step)
+        if not path.is_file():
+            return None
+        try:
+            record = decode_json(path.read_bytes(), StepRecord, where=str(path))
+        except InvalidInputError:
+            return None
+        if record.step != step:
+            return None
+        whole = [self._is_whole(digest) for digest in record.outputs.values()]
+        return record if all(whole) else None
+
+    def save(self, record: StepRecord) -> None:
+        """Make a finished step known; its outputs are in the blob store already."""
+        write_atomically(self._path(record.step), encode_json(record))
+
+    def _is_whole(self, digest: Digest) -> bool:
+        try:
+            self.blobs.verify(digest)
+        except NotFoundError:
+            return False
+        except UntrustedError:
+            self.blobs.remove(digest)
+            return False
+        return True
+
+    def _path(self, step: Step) -> Path:
+        return self.workspace.steps / f"{digest_hex(step.digest)}.json"
+
+
+@dataclass(slots=True)
+class StepRunner:
+    """Runs the steps of one build; may be used from several threads."""
+
+    cache: StepCache
+    records: dict[Digest, StepRecord] = field(default_factory=dict)
+    """Step digest → record of every step this build used."""
+    timings: list[StepTiming] = field(default_factory=list)
+    """One per step, in the order they were done."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(
+        self, name: str, step: Step, compute: Callable[[], Mapping[str, Digest]]
+    ) -> StepRecord:
+        """Return the record of `step`, computing it only when no earlier build did.
+
+        Args:
+            name: for people.
+            step: what is wanted.
+            compute: stores the outputs as blobs and returns their digests.
+        """
+        record = self.cache.find(step)
+        reused = record is not None
+        if record is None:
+            began = time.perf_counter()
+            outputs = dict(compute())
+            seconds = round(time.perf_counter() - began, 3)
+            record = StepRecord(step=step, outputs=outputs, seconds=seconds)
+            self.cache.save(record)
+        timing = StepTiming(
+            name=name, kind=step.kind, seconds=record.seconds, reused=reused
+        )
+        with self._lock:
+            self.records[step.digest] = record
+            self.timings.append(timing)
+        return record
+
+    def provenance(self) -> tuple[StepRecord, ...]:
+        """Return all records, in an order that does not depend on timing."""
+        return tuple(
+            sorted(self.records.values(), key=lambda r: (r.step.kind, r.step.digest))
+        )
+
+
+def tool_version(*modules: str, packages: tuple[str, ...] = ()) -> str:
+    """Name the code that computes a step: our own modules' bytes, packages' versions.
+
+    Editing a module makes its steps new; nothing is reused that today's code would
+    compute differently.
+
+    >>> tool_version("slmops.workshop.steps")[:5]
+    'code-'
+    """
+    code = hashlib.sha256()
+    for name in modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise NotFoundError(f"module {name} has no source file")
+        code.update(Path(spec.origin).read_bytes())
+    versions = [f"{package} {metadata.version(package)}" for package in packages]
+    return "; ".join([f"code-{code.hexdigest()[:16]}", *versions])

@@ -1,0 +1,70 @@
+"""Texts a build reads: the user's own, or the ones in ``texts/``."""
+
+import importlib.resources
+from pathlib import Path
+
+from slmops.domain.blueprint import EvaluationPlan, GoldenPlan
+from slmops.domain.errors import InvalidInputError, NotFoundError
+
+BUILTIN = "builtin"
+"""Word in a blueprint for our own texts."""
+
+MAX_TEXT_BYTES = 64 * 1024 * 1024
+MAX_PROMPTS = 64
+"""Every device asks every prompt in its trial, so there cannot be many."""
+
+
+def evaluation_text(plan: EvaluationPlan, folder: Path) -> str:
+    """Return the text that fidelity is measured on.
+
+    Args:
+        plan: names it.
+        folder: where the blueprint lies; a path in the plan is relative to it.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidInputError: not UTF-8, empty, or too large.
+    """
+    return _read(plan.text, "evaluation.txt", folder, "evaluation.text")
+
+
+def calibration_text() -> str:
+    """Return our own text for calibration; it shares nothing with the evaluation's."""
+    return _read(BUILTIN, "calibration.txt", Path(), "calibration")
+
+
+def golden_prompts(plan: GoldenPlan, folder: Path) -> tuple[str, ...]:
+    """Return the golden prompts, one from each line that is not blank.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidInputError: none, too many, or as `evaluation_text`.
+    """
+    text = _read(plan.prompts, "golden.txt", folder, "golden.prompts")
+    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if len(prompts) > MAX_PROMPTS:
+        raise InvalidInputError(
+            f"golden.prompts must hold at most {MAX_PROMPTS} lines, got {len(prompts)}"
+        )
+    return prompts
+
+
+def _read(name: str, builtin: str, folder: Path, where: str) -> str:
+    if name == BUILTIN:
+        texts = importlib.resources.files("slmops.workshop") / "texts"
+        return (texts / builtin).read_text(encoding="utf-8")
+    path = folder / name
+    if not path.is_file():
+        raise NotFoundError(f"{where}: {path} does not exist")
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise InvalidInputError(
+            f"{where}: {path} must have at most {MAX_TEXT_BYTES} bytes,"
+            f" got {path.stat().st_size}"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{where}: {path} is not UTF-8: {error}") from None
+    if not text.strip():
+        raise InvalidInputError(f"{where}: {path} is empty")
+    return text
