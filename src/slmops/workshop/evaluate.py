@@ -5,6 +5,7 @@ Scores are computed in child processes, in the runtime that will serve; see
 itself: what that row shows is the measurement's own noise.
 """
 
+import importlib.resources
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,8 +67,23 @@ class Scoring:
     @property
     def tool(self) -> str:
         """What computes scores."""
-        version = load_runtime(self.runtime).version()
-        return tool_version(*_CODE, packages=("numpy",)) + f"; {self.runtime} {version}"
+        code = tool_version(*_CODE, packages=("numpy",))
+        return f"{code}; {runtime_tool(self.runtime)}"
+
+
+def runtime_tool(name: str) -> str:
+    """Name a runtime with its version and the code that drives it."""
+    runtime = load_runtime(name)
+    module = type(runtime).__module__
+    package = module.rpartition(".")[0]
+    folder = importlib.resources.files(package)
+    # A backend is one module and those that begin with its name: its scorer, its server.
+    modules = sorted(
+        f"{package}.{Path(file.name).stem}"
+        for file in folder.iterdir()
+        if f"{package}.{file.name}".startswith(module) and file.name.endswith(".py")
+    )
+    return f"{name} {runtime.version()}, {tool_version(*modules)}"
 
 
 def score_reference(scoring: Scoring, artefact: Digest) -> Digest:
