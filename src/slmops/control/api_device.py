@@ -14,6 +14,7 @@ from slmops.control.records import (
     DeviceStatus,
     SyncChange,
 )
+from slmops.domain.device import DeviceFacts
 from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedError
 from slmops.domain.ids import check_name, parse_digest
 from slmops.domain.report import GRID_CELLS
@@ -40,6 +41,7 @@ async def enrol(plane: Plane, request: Request) -> Response:
     verify_signature(
         said.public_key, said.signature, f"slmops-enrol:{said.token}".encode()
     )
+    _check_facts(said.facts)
     name = said.name or f"device-{secrets.token_hex(4)}"
     now = plane.clock()
     record = DeviceRecord(
@@ -132,6 +134,7 @@ def _change(device: str, said: SyncRequest, now: float) -> SyncChange:
 
 def _check_sync(said: SyncRequest) -> None:
     """Check what types alone do not say."""
+    _check_facts(said.facts)
     _require_range("assignment", said.assignment)
     for digest in said.quarantined:
         parse_digest(digest)
@@ -148,6 +151,11 @@ def _check_sync(said: SyncRequest) -> None:
         _require_range(f"{where}.sequence", report.sequence, low=last + 1)
         last = report.sequence
         _check_report(where, report)
+
+
+def _check_facts(facts: DeviceFacts) -> None:
+    for name in ("memory_mib", "disk_mib", "cpu_count"):
+        _require_range(f"facts.{name}", getattr(facts, name))
 
 
 def _check_installed(installed: Installed | None) -> None:

@@ -89,6 +89,17 @@ class ScriptedDevice:
     _sequence: int = 0
     _queue: list[State] = field(default_factory=list)
 
+    @property
+    def active_release(self) -> str | None:
+        """Label of the release that serves."""
+        return self.active.release if self.active else None
+
+    @property
+    def newest(self) -> Assignment:
+        """Its newest assignment; there must be one."""
+        assert self.assignment is not None
+        return self.assignment
+
     def enrol(self, http: Http, token: str) -> None:
         """Enrol with a one-time token and open a session."""
         request = EnrolRequest(
