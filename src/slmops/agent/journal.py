@@ -141,6 +141,20 @@ class Journal:
         rows = self._rows("SELECT document FROM outcomes ORDER BY assignment")
         return tuple(_document(row[0], Installation) for row in rows)
 
+    def last_outcome(self) -> Installation | None:
+        """Return the newest ended installation."""
+        rows = self._rows(
+            "SELECT document FROM outcomes ORDER BY assignment DESC LIMIT 1"
+        )
+        return _document(rows[0][0], Installation) if rows else None
+
+    def outcome_of(self, assignment: int) -> Installation | None:
+        """Return how the installation of an assignment ended, if it did."""
+        rows = self._rows(
+            "SELECT document FROM outcomes WHERE assignment = ?", assignment
+        )
+        return _document(rows[0][0], Installation) if rows else None
+
     def quarantine(self, entry: Quarantined) -> None:
         """Never try a variant again; harmless to repeat."""
         with self._transaction() as cursor:
@@ -159,7 +173,7 @@ class Journal:
             for variant, release, reason, at in rows
         )
 
-    # Counters and time.
+    # Counters.
 
     def next_session_counter(self, *, now: float) -> int:
         """Count a session; on disk before it is used."""
@@ -168,15 +182,6 @@ class Journal:
     def next_report_sequence(self, *, now: float) -> int:
         """Count a report; on disk before it is used."""
         return self._count("report_sequence", at_least=int(now))
-
-    def trusted_time(self) -> float:
-        """Return the newest time a trusted signer has named; 0 for none."""
-        return self._fact("trusted_time", float) or 0.0
-
-    def raise_trusted_time(self, at: float) -> None:
-        """Remember a signed time when it is newer than all before."""
-        if at > self.trusted_time():
-            self._save_fact("trusted_time", at)
 
     # Reports.
 
@@ -308,7 +313,6 @@ def _check(connection: sqlite3.Connection) -> None:
         journal.installation()
         journal.slots_copy()
         journal.outcomes()
-        journal.trusted_time()
         for (raw,) in connection.execute("SELECT document FROM reports").fetchall():
             _document(raw, Report)
     except InvalidInputError as error:

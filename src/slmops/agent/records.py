@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from slmops.domain.blueprint import GoldenPlan
+from slmops.domain.device import Budget
 from slmops.domain.golden import PromptScore
 from slmops.domain.ids import Digest
 from slmops.domain.installation import MAX_ENTRIES, Event, State, next_state
+from slmops.domain.release import GoldenSet
 from slmops.domain.sync import InstallationReport, Installed, TrialResult
 
 
@@ -58,6 +61,24 @@ class Slots:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrialPlan:
+    """How the new model is to prove itself; from the signed release and assignment."""
+
+    golden: GoldenSet
+    """Prompts, and the reference's answers."""
+    rules: GoldenPlan
+    """Tolerances."""
+    budget: Budget
+    """Of this device's class."""
+    card_logprobs: tuple[float, ...]
+    """What the variant's card promises for each prompt's first token."""
+    probation_s: float
+    """How long to watch live traffic."""
+    revert: bool
+    """True on the way back to an older release: compared with the card only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Installation:
     """One installation as journaled; `state` is written before its action is done."""
 
@@ -71,6 +92,8 @@ class Installation:
     """State → how often it was entered or resumed."""
     target: Deployment | None = None
     """What is being installed; known once the offer was checked."""
+    plan: TrialPlan | None = None
+    """Its trial; known with the target."""
     reason: str = ""
     """Why it failed or waits."""
     bytes_downloaded: int = 0

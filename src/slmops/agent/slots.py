@@ -103,7 +103,7 @@ class SlotStore:
         keep = set(staged)
         for deployment in (slots.active, slots.previous):
             if deployment is not None:
-                keep |= {deployment.variant, deployment.release_digest}
+                keep.add(deployment.variant)
         superfluous = [digest for digest in self.blobs.digests() if digest not in keep]
         for digest in superfluous:
             self.blobs.remove(digest)

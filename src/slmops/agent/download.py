@@ -1,0 +1,200 @@
+"""Download of one artefact: ranged, resumable, bounded, verified.
+
+Bytes go to ``incoming/<hex>`` and stay there over restarts. Never more than the
+promised length is read; only a file whose every byte was hashed moves to the blobs.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from slmops.domain.errors import UnavailableError, UntrustedError
+from slmops.domain.ids import Digest, digest_hex
+from slmops.registry.blobs import BlobStore, file_digest, sync_folder
+
+_BLOCK = 1 << 16
+_FLUSH_BYTES = 8 << 20
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_OK, _PARTIAL, _UNSATISFIABLE = 200, 206, 416
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What the signed metadata promises."""
+
+    digest: Digest
+    """Of the whole artefact."""
+    length: int
+    """Bytes."""
+
+    @property
+    def path(self) -> str:
+        """Route on the control plane."""
+        return f"/v1/registry/blobs/sha256/{digest_hex(self.digest)}"
+
+
+class Downloads:
+    """Artefacts on their way to a blob store."""
+
+    def __init__(self, client: httpx.Client, blobs: BlobStore, incoming: Path) -> None:
+        self._client = client
+        self._blobs = blobs
+        self._incoming = incoming
+
+    def missing_bytes(self, wanted: Wanted) -> int:
+        """Return how many bytes are still to come."""
+        if self._blobs.has(wanted.digest):
+            return 0
+        return max(wanted.length - self._have(wanted), 0)
+
+    def fetch(self, wanted: Wanted, *, pause: Callable[[], bool]) -> int:
+        """Fetch until all is here or `pause` says so; return the bytes received.
+
+        Raises:
+            UnavailableError: the network failed, or something else than the registry
+                answered; what arrived is kept.
+            UntrustedError: wrong length or digest; what arrived is thrown away.
+            OSError: the disk refuses.
+        """
+        self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        begin = self._have(wanted)
+        if begin >= wanted.length:
+            return 0
+        headers = {"Range": f"bytes={begin}-"} if begin else {}
+        try:
+            with self._client.stream("GET", wanted.path, headers=headers) as response:
+                start = _checked_start(response, wanted, begin)
+                return self._receive(response, wanted, start, pause)
+        except httpx.HTTPError as error:
+            raise UnavailableError(
+                f"download: {type(error).__name__}: {error}"
+            ) from None
+        except UntrustedError:
+            self.discard(wanted)
+            raise
+
+    def finish(self, wanted: Wanted) -> bool:
+        """Verify what is here and move it to the blobs; False while bytes are missing.
+
+        Raises:
+            UntrustedError: wrong digest; the bytes are thrown away.
+        """
+        if self._blobs.has(wanted.digest):
+            return self._check_present(wanted)
+        path = self._path(wanted)
+        if self._have(wanted) < wanted.length:
+            return False
+        found = file_digest(path)
+        if found != wanted.digest:
+            self.discard(wanted)
+            raise UntrustedError(
+                f"download: expected {wanted.digest[:19]}…, got {found[:19]}…"
+            )
+        self._blobs.folder.mkdir(parents=True, exist_ok=True)
+        path.replace(self._blobs.folder / digest_hex(wanted.digest))
+        sync_folder(self._blobs.folder)
+        return True
+
+    def discard(self, wanted: Wanted) -> None:
+        """Forget what has arrived."""
+        self._path(wanted).unlink(missing_ok=True)
+
+    def discard_all(self) -> None:
+        """Forget everything that has arrived: no installation runs."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._incoming.iterdir():
+                path.unlink(missing_ok=True)
+
+    def _check_present(self, wanted: Wanted) -> bool:
+        """A blob from an earlier installation may have rotted: fetch it anew then."""
+        try:
+            self._blobs.verify(wanted.digest)
+        except UntrustedError:
+            self._blobs.remove(wanted.digest)
+            return False
+        return True
+
+    def _receive(
+        self,
+        response: httpx.Response,
+        wanted: Wanted,
+        start: int,
+        pause: Callable[[], bool],
+    ) -> int:
+        received = unflushed = 0
+        with self._path(wanted).open("r+b" if start else "wb") as sink:
+            sink.seek(start)
+            try:
+                for block in response.iter_raw(_BLOCK):
+                    if start + received + len(block) > wanted.length:
+                        raise UntrustedError(
+                            f"download: more than the promised {wanted.length} bytes"
+                        )
+                    sink.write(block)
+                    received += len(block)
+                    unflushed += len(block)
+                    if unflushed >= _FLUSH_BYTES:
+                        _flush(sink.fileno(), sink.flush)
+                        unflushed = 0
+                    if pause():
+                        break
+            finally:
+                _flush(sink.fileno(), sink.flush)
+        return received
+
+    def _path(self, wanted: Wanted) -> Path:
+        return self._incoming / digest_hex(wanted.digest)
+
+    def _have(self, wanted: Wanted) -> int:
+        try:
+            size = self._path(wanted).stat().st_size
+        except FileNotFoundError:
+            return 0
+        if size > wanted.length:
+            self.discard(wanted)
+            return 0
+        return size
+
+
+def _flush(descriptor: int, flush: Callable[[], None]) -> None:
+    flush()
+    os.fsync(descriptor)
+
+
+def _checked_start(response: httpx.Response, wanted: Wanted, begin: int) -> int:
+    """Return where the body begins: `begin`, or 0 when the server sends all of it."""
+    status = response.status_code
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if status == _UNSATISFIABLE:
+        raise UntrustedError(f"download: the registry has no byte {begin}")
+    if status not in {_OK, _PARTIAL}:
+        raise UnavailableError(f"download: status {status}")
+    if kind in {"text/html", "application/json"}:
+        raise UnavailableError(
+            f"download: got {kind}, not an artefact: something stands between us and"
+            " the registry"
+        )
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise UnavailableError("download: the answer is encoded, though not asked for")
+    start = _range_start(response, wanted, begin) if status == _PARTIAL else 0
+    promised = response.headers.get("content-length")
+    if promised is not None and promised != str(wanted.length - start):
+        raise UntrustedError(
+            f"download: {wanted.length - start} bytes were signed, {promised[:20]} offered"
+        )
+    return start
+
+
+def _range_start(response: httpx.Response, wanted: Wanted, begin: int) -> int:
+    said = response.headers.get("content-range", "")
+    match = _CONTENT_RANGE.fullmatch(said)
+    if match is None or int(match[1]) != begin or int(match[3]) != wanted.length:
+        raise UntrustedError(
+            f"download: asked for bytes {begin}- of {wanted.length}, got {said[:60]!r}"
+        )
+    return begin

@@ -1,0 +1,243 @@
+"""Models as running processes: started beside each other, promoted, watched, retired.
+
+One child serves live traffic; a trial may run beside it. The supervisor restarts the
+serving child when it dies, with back-off, for ever: a device with a model that was
+proved keeps trying to serve it. Every start verifies the artefact's digest first.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+from slmops.agent.clock import Backoff, Clock
+from slmops.agent.records import Deployment
+from slmops.agent.slots import SlotStore
+from slmops.agent.telemetry import Telemetry
+from slmops.agent.upstream import Gateway, Upstream
+from slmops.domain.errors import SlmopsError, UnavailableError
+from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.worker import Worker, start_worker
+
+_WATCH_S = 0.2
+_log = logging.getLogger("slmops.agent")
+
+
+@dataclass(eq=False, slots=True)
+class Child:
+    """A deployment, loaded."""
+
+    deployment: Deployment
+    """What it serves."""
+    worker: Worker
+    """Its process."""
+    upstream: Upstream
+    """As the endpoint sees it."""
+
+    def peak_rss_mib(self) -> float | None:
+        """Return the peak memory of its process; None when it cannot be read."""
+        try:
+            return self.worker.memory().peak_rss_mib
+        except UnavailableError:
+            return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelTimes:
+    """How long the processes of models may take."""
+
+    start_s: float = 120.0
+    """From process start to ready; loading a gigabyte from a flash card is slow."""
+    stop_s: float = 5.0
+    """From SIGTERM to SIGKILL."""
+    drain_s: float = 120.0
+    """Longest wait for requests in flight on a child that is replaced."""
+    restart_first_s: float = 0.5
+    """First wait before a restart; doubles."""
+    restart_longest_s: float = 60.0
+    """Longest wait before a restart."""
+    stable_s: float = 120.0
+    """A child that ran this long begins its waits anew."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Models:
+    """The children of this agent."""
+
+    slots: SlotStore
+    gateway: Gateway
+    telemetry: Telemetry
+    clock: Clock
+    backoff: Backoff
+    times: ModelTimes = field(default_factory=ModelTimes)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _serving: Child | None = None
+    _wanted: Deployment | None = None
+    _started_at: float = 0.0
+    _restart_at: float | None = None
+    _retiring: list[threading.Thread] = field(default_factory=list)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _children: list[Child] = field(default_factory=list)
+
+    @property
+    def serving(self) -> Child | None:
+        """The child that gets live traffic; None while none is alive."""
+        with self._lock:
+            return self._serving
+
+    def start(self, deployment: Deployment) -> Child:
+        """Start a child that gets no traffic yet; blocks until it answers.
+
+        Raises:
+            SlmopsError: the artefact is missing or damaged, or does not load.
+        """
+        artefact = self.slots.verified(deployment)
+        worker = start_worker(
+            deployment.runtime, artefact, self._worker_settings(deployment)
+        )
+        upstream = Upstream(
+            url=worker.url,
+            release=deployment.release,
+            context_tokens=deployment.context_tokens,
+        )
+        child = Child(deployment, worker, upstream)
+        with self._lock:
+            self._children.append(child)
+        if self._stopped.is_set():
+            self.stop(child)
+            raise UnavailableError("the agent is stopping")
+        return child
+
+    def promote(self, child: Child) -> Child | None:
+        """Give live traffic to `child`; return the one that had it, still running."""
+        with self._lock:
+            before, self._serving = self._serving, child
+            self._wanted = child.deployment
+            self._started_at = self.clock.monotonic()
+            self._restart_at = None
+            self.gateway.point_to(child.upstream)
+        return None if before is child else before
+
+    def retire(self, child: Child) -> None:
+        """Let requests in flight end, then stop the child; in the background."""
+
+        def work() -> None:
+            self.gateway.drain(child.upstream, timeout_s=self.times.drain_s)
+            self.stop(child)
+
+        thread = threading.Thread(target=work, daemon=True, name="retire")
+        with self._lock:
+            self._retiring = [old for old in self._retiring if old.is_alive()]
+            self._retiring.append(thread)
+        thread.start()
+
+    def stop(self, child: Child) -> None:
+        """Stop a child now; safe to repeat."""
+        child.worker.stop(self.times.stop_s)
+        with self._lock:
+            if child in self._children:
+                self._children.remove(child)
+
+    def make_room(self) -> None:
+        """Stop the serving child after its requests; new requests wait for the next."""
+        with self._lock:
+            child, self._serving, self._wanted = self._serving, None, None
+            self.gateway.hold()
+        if child is not None:
+            self.gateway.drain(child.upstream, timeout_s=self.times.drain_s)
+            self.stop(child)
+
+    def want(self, deployment: Deployment) -> None:
+        """Let the supervisor start and serve `deployment`; returns at once."""
+        with self._lock:
+            self._wanted = deployment
+            self._restart_at = self.clock.monotonic()
+            if self._serving is None and not self.gateway.holding:
+                self.gateway.close(f"{deployment.release} is being loaded")
+
+    def serve_none(self, reason: str) -> None:
+        """Serve no model; the endpoint says why."""
+        with self._lock:
+            child, self._serving, self._wanted = self._serving, None, None
+            self.gateway.close(reason)
+        if child is not None:
+            self.retire(child)
+
+    def watch(self) -> None:
+        """Supervise until `close`: the supervisor thread's main work."""
+        while not self._stopped.wait(_WATCH_S):
+            try:
+                self._watch_once()
+            except SlmopsError as error:
+                _log.warning("model: %s", error)
+
+    def close(self, *, stop_s: float) -> None:
+        """Stop all children, within about `stop_s`."""
+        self._stopped.set()
+        with self._lock:
+            children = list(self._children)
+            self.gateway.close("the agent is stopping")
+        threads = [
+            threading.Thread(target=child.worker.stop, args=(stop_s,), daemon=True)
+            for child in children
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(stop_s + 1)
+
+    def _watch_once(self) -> None:
+        self._note_death()
+        with self._lock:
+            wanted, due = self._wanted, self._restart_at
+            idle = self._serving is None and wanted is not None
+            if not idle or due is None or self.clock.monotonic() < due:
+                return
+        if wanted is not None:
+            self._start_wanted(wanted)
+
+    def _note_death(self) -> None:
+        with self._lock:
+            child = self._serving
+            if child is None:
+                return
+            if child.worker.alive():
+                if self.clock.monotonic() - self._started_at >= self.times.stable_s:
+                    self.backoff.succeeded()
+                return
+            self._serving = None
+            release = child.deployment.release
+            said = f"the process of {release} ended ({child.worker.exit_reason()})"
+            self.gateway.close(
+                f"{said}; it is being restarted", upstream=child.upstream
+            )
+            self._plan_restart()
+        _log.warning("model: %s", said)
+        self.telemetry.restarted(release)
+        self.stop(child)
+
+    def _plan_restart(self) -> None:
+        self._restart_at = self.clock.monotonic() + self.backoff.failed()
+
+    def _start_wanted(self, wanted: Deployment) -> None:
+        try:
+            child = self.start(wanted)
+        except SlmopsError as error:
+            with self._lock:
+                if self._wanted is wanted:
+                    self.gateway.close(f"{wanted.release} cannot be loaded: {error}")
+                    self._plan_restart()
+            raise
+        with self._lock:
+            if self._wanted is wanted and self._serving is None:
+                self.promote(child)
+                return
+        self.stop(child)
+
+    def _worker_settings(self, deployment: Deployment) -> WorkerSettings:
+        return WorkerSettings(
+            threads=deployment.threads,
+            context_tokens=deployment.context_tokens,
+            memory_limit_mib=deployment.memory_limit_mib,
+            chat_template=deployment.chat_template,
+            start_timeout_s=self.times.start_s,
+        )

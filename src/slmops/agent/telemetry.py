@@ -1,0 +1,151 @@
+"""Counts of what the endpoint did: numbers on fixed grids, never text.
+
+The endpoint and the supervisor add to open windows; the agent's loop closes them into
+reports and keeps those until the control plane acknowledged them.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from slmops.domain.report import GRID_CELLS, GRID_MS, GRID_PER_S, grid_cell
+from slmops.domain.sync import Report
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """One answer that came to its end."""
+
+    output_tokens: int = 0
+    """Generated."""
+    first_token_ms: float | None = None
+    """Time to first token as the client saw it; None when it cannot be told."""
+    decode_tokens_per_s: float | None = None
+    """Decode speed; None for answers too short to tell."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveCounts:
+    """Since the agent's start, of one release."""
+
+    requests: int = 0
+    failures: int = 0
+    restarts: int = 0
+
+    def since(self, earlier: "LiveCounts") -> "LiveCounts":
+        """Return what was added after `earlier`."""
+        return LiveCounts(
+            requests=self.requests - earlier.requests,
+            failures=self.failures - earlier.failures,
+            restarts=self.restarts - earlier.restarts,
+        )
+
+
+@dataclass(slots=True)
+class _Window:
+    started_at: float
+    requests: int = 0
+    failures: int = 0
+    output_tokens: int = 0
+    restarts: int = 0
+    first_token_ms: list[int] = field(default_factory=lambda: [0] * GRID_CELLS)
+    decode_tokens_per_s: list[int] = field(default_factory=lambda: [0] * GRID_CELLS)
+    peak_rss_mib: float = 0.0
+
+
+class Telemetry:
+    """Open windows, one for each release that served; safe to share between threads."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._windows: dict[str | None, _Window] = {}
+        self._live: dict[str | None, LiveCounts] = {}
+        self._reported: set[str | None] = set()
+
+    def answered(self, release: str | None, answer: Answered) -> None:
+        """Count a complete answer."""
+        with self._lock:
+            window = self._window(release)
+            window.requests += 1
+            window.output_tokens += answer.output_tokens
+            if answer.first_token_ms is not None:
+                window.first_token_ms[grid_cell(GRID_MS, answer.first_token_ms)] += 1
+            if answer.decode_tokens_per_s is not None:
+                cell = grid_cell(GRID_PER_S, answer.decode_tokens_per_s)
+                window.decode_tokens_per_s[cell] += 1
+            self._add(release, LiveCounts(requests=1))
+
+    def failed(self, release: str | None) -> None:
+        """Count a 5xx answer or a broken stream."""
+        with self._lock:
+            window = self._window(release)
+            window.requests += 1
+            window.failures += 1
+            self._add(release, LiveCounts(requests=1, failures=1))
+
+    def restarted(self, release: str | None) -> None:
+        """Count an unplanned restart of the model's process."""
+        with self._lock:
+            self._window(release).restarts += 1
+            self._add(release, LiveCounts(restarts=1))
+
+    def used_memory(self, release: str | None, peak_rss_mib: float) -> None:
+        """Note the model's peak memory."""
+        with self._lock:
+            window = self._window(release)
+            window.peak_rss_mib = max(window.peak_rss_mib, peak_rss_mib)
+
+    def live(self, release: str | None) -> LiveCounts:
+        """Return the counts since the agent's start."""
+        with self._lock:
+            return self._live.get(release, LiveCounts())
+
+    def close_windows(self, next_sequence: Callable[[], int]) -> tuple[Report, ...]:
+        """End all open windows and return those that say something.
+
+        A window without requests or restarts says something only once for a release:
+        the memory it takes.
+        """
+        with self._lock:
+            windows, self._windows = self._windows, {}
+            now = self._now()
+            reports = []
+            for release, window in windows.items():
+                busy = window.requests or window.restarts
+                if not busy and (release in self._reported or not window.peak_rss_mib):
+                    continue
+                self._reported.add(release)
+                reports.append(_report(release, window, now, next_sequence()))
+            return tuple(reports)
+
+    def _window(self, release: str | None) -> _Window:
+        return self._windows.setdefault(release, _Window(started_at=self._now()))
+
+    def _add(self, release: str | None, more: LiveCounts) -> None:
+        before = self._live.get(release, LiveCounts())
+        self._live[release] = LiveCounts(
+            requests=before.requests + more.requests,
+            failures=before.failures + more.failures,
+            restarts=before.restarts + more.restarts,
+        )
+
+
+def _report(release: str | None, window: _Window, now: float, sequence: int) -> Report:
+    return Report(
+        sequence=sequence,
+        started_at=window.started_at,
+        ended_at=now,
+        release=release,
+        requests=window.requests,
+        failures=window.failures,
+        output_tokens=window.output_tokens,
+        restarts=window.restarts,
+        first_token_ms=_counts(window.first_token_ms),
+        decode_tokens_per_s=_counts(window.decode_tokens_per_s),
+        peak_rss_mib=window.peak_rss_mib,
+    )
+
+
+def _counts(cells: list[int]) -> tuple[int, ...]:
+    return tuple(cells) if any(cells) else ()
