@@ -14,7 +14,12 @@ from slmops.agent.records import Deployment
 from slmops.agent.slots import SlotStore
 from slmops.agent.telemetry import Telemetry
 from slmops.agent.upstream import Gateway, Upstream
-from slmops.domain.errors import SlmopsError, UnavailableError
+from slmops.domain.errors import (
+    NotFoundError,
+    SlmopsError,
+    UnavailableError,
+    UntrustedError,
+)
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.worker import Worker, start_worker
 
@@ -69,6 +74,8 @@ class Models:
     clock: Clock
     backoff: Backoff
     times: ModelTimes = field(default_factory=ModelTimes)
+    artefact_lost: bool = False
+    """Set when the wanted artefact was found missing or damaged; the loop mends it."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _serving: Child | None = None
     _wanted: Deployment | None = None
@@ -83,6 +90,12 @@ class Models:
         """The child that gets live traffic; None while none is alive."""
         with self._lock:
             return self._serving
+
+    @property
+    def wanted(self) -> Deployment | None:
+        """What the supervisor keeps alive or is about to start."""
+        with self._lock:
+            return self._wanted
 
     def start(self, deployment: Deployment) -> Child:
         """Start a child that gets no traffic yet; blocks until it answers.
@@ -226,6 +239,9 @@ class Models:
                 if self._wanted is wanted:
                     self.gateway.close(f"{wanted.release} cannot be loaded: {error}")
                     self._plan_restart()
+                    self.artefact_lost = isinstance(
+                        error, NotFoundError | UntrustedError
+                    )
             raise
         with self._lock:
             if self._wanted is wanted and self._serving is None:

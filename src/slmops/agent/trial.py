@@ -4,23 +4,15 @@ Judging golden answers is `slmops.domain.golden`; judging the soak is here. Noth
 an answer is kept but log-probabilities of expected tokens.
 """
 
-import contextlib
-
-import httpx
-
 from slmops.agent.models import Child
 from slmops.agent.records import TrialPlan
 from slmops.agent.telemetry import LiveCounts
-from slmops.domain.errors import InvalidInputError, SlmopsError, UnavailableError
+from slmops.domain.errors import SlmopsError
 from slmops.domain.golden import PromptScore, TrialMeasurement, judge_trial
 from slmops.domain.release import GoldenSet
 from slmops.domain.sync import TrialResult
 from slmops.runtimes.golden import ask_golden
-from slmops.wire import codec
 
-SPEED_TOKENS = 24
-"""Length of the answer that is timed: long enough for a rate, short for a busy till."""
-_SPEED_PROMPT = "Count from one to twenty in words."
 _MAX_FAILED_SHARE = 0.05
 _MIN_FAILURES = 3
 
@@ -48,44 +40,18 @@ def golden_trial(
         UnavailableError: its process died or does not answer.
         InvalidInputError: what it answers is no answer.
     """
-    scores = ask_golden(child.upstream.url, plan.golden).scores
-    speed = decode_speed(child.upstream.url)
+    run = ask_golden(child.upstream.url, plan.golden)
     return judge_trial(
         plan.rules,
         plan.budget,
         plan.card_logprobs,
         TrialMeasurement(
-            scores=scores,
+            scores=run.scores,
             old_scores=None if plan.revert else old,
-            decode_tokens_per_s=speed,
+            decode_tokens_per_s=run.decode_tokens_per_s,
             peak_rss_mib=child.peak_rss_mib(),
         ),
     )
-
-
-def decode_speed(url: str) -> float | None:
-    """Time one short answer; None when the runtime does not say how fast it was.
-
-    Raises:
-        UnavailableError: no answer.
-    """
-    body = {
-        "messages": [{"role": "user", "content": _SPEED_PROMPT}],
-        "max_tokens": SPEED_TOKENS,
-        "temperature": 0,
-    }
-    try:
-        answer = httpx.post(
-            f"{url}/v1/chat/completions", json=body, timeout=120, trust_env=False
-        )
-        answer.raise_for_status()
-    except httpx.HTTPError as error:
-        raise UnavailableError(f"trial: {type(error).__name__}: {error}") from None
-    with contextlib.suppress(LookupError, TypeError, ValueError, InvalidInputError):
-        timings = codec.parse_json(answer.content, where="trial")["timings"]
-        if timings["predicted_n"] > 1:
-            return float(timings["predicted_per_second"]) or None
-    return None
 
 
 def soak_problem(

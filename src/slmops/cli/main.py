@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "release": ("slmops.cli.release:release", "Sign, list, show and verify releases."),
     "serve": ("slmops.cli.serve:serve", "Run the control plane and its dashboard."),
     "device": ("slmops.cli.device:device", "Enrolment tokens and the fleet's devices."),
+    "agent": ("slmops.cli.agent:agent", "Run the agent on a device."),
     "rollout": ("slmops.cli.rollout:rollout", "Bring a release to the fleet in waves."),
 }
 """Noun → where its command is, and the line `slmops --help` shows; loaded on use."""

@@ -1,0 +1,391 @@
+"""The agent's composition root: builds the parts, runs them, stops them in order.
+
+Three threads: the endpoint (asyncio, main), the supervisor of the model's process, and
+the loop that syncs and installs.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from slmops.agent import probe
+from slmops.agent.actions import Actions
+from slmops.agent.clock import Backoff
+from slmops.agent.download import Downloads
+from slmops.agent.endpoint import Endpoint, EndpointLimits
+from slmops.agent.journal import Journal
+from slmops.agent.link import Link, enrol, http_client
+from slmops.agent.loop import AgentLoop, Identity
+from slmops.agent.models import Models
+from slmops.agent.offers import Offers, Registry
+from slmops.agent.settings import (
+    CONFIG,
+    AgentSettings,
+    load_agent_settings,
+    save_agent_settings,
+)
+from slmops.agent.slots import SlotStore
+from slmops.agent.telemetry import Telemetry
+from slmops.agent.upstream import Gateway
+from slmops.domain.errors import ConflictError, UnavailableError
+from slmops.domain.sync import EnrolRequest
+from slmops.registry.blobs import write_atomically
+from slmops.registry.keys import SigningKey
+from slmops.wire import codec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEY, ROOT, JOURNAL, LOCK = "device.key", "root.json", "journal.db", "lock"
+ENDPOINT = "endpoint.json"
+_GRACE_S = 0.7
+_CHILD_STOP_S = 0.5
+_MIB = 1 << 20
+_log = logging.getLogger("slmops.agent")
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        """Return the Unix time, seconds."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return the time since some fixed moment, seconds."""
+        return time.monotonic()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Enrolment:
+    """What a person gives to enrol a device."""
+
+    server: str
+    """Base address of the control plane."""
+    token: str
+    """One-time token."""
+    name: str | None = None
+    """Wanted name."""
+    labels: "Mapping[str, str]"
+    """Set by the owner."""
+    memory_mib: int | None = None
+    """Memory given to models."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndpointPlace:
+    """``endpoint.json``: where applications on this device find the model."""
+
+    url: str
+    """Base address; the OpenAI API is at ``<url>/v1``."""
+    pid: int
+    """Process id of the agent."""
+
+
+def enrol_device(state: Path, wanted: Enrolment) -> AgentSettings:
+    """Make the device's key, introduce it to the control plane, keep what it says.
+
+    A key that an interrupted enrolment left is used again.
+
+    Raises:
+        ConflictError: this folder holds an enrolled device.
+        SlmopsError: as `slmops.agent.link.enrol`.
+    """
+    prepare_state_folder(state)
+    if (state / CONFIG).exists():
+        raise ConflictError(f"{state} holds an enrolled device; choose another folder")
+    path = state / KEY
+    key = SigningKey.load(path) if path.exists() else SigningKey.create(path)
+    # Checked before the token is used up.
+    AgentSettings(
+        server=wanted.server, device="", director_key="", memory_mib=wanted.memory_mib
+    )
+    request = EnrolRequest(
+        token=wanted.token,
+        public_key=key.public_hex,
+        signature=key.sign(f"slmops-enrol:{wanted.token}".encode()),
+        facts=probe.device_facts(state, memory_limit_mib=wanted.memory_mib),
+        labels=dict(wanted.labels),
+        name=wanted.name,
+    )
+    with http_client(wanted.server) as client:
+        answer = enrol(client, request)
+    write_atomically(state / ROOT, answer.root.encode(), mode=0o600)
+    settings = AgentSettings(
+        server=wanted.server.rstrip("/"),
+        device=answer.device,
+        director_key=answer.director_key,
+        labels=dict(wanted.labels),
+        memory_mib=wanted.memory_mib,
+    )
+    save_agent_settings(state, settings)
+    return settings
+
+
+def prepare_state_folder(state: Path) -> None:
+    """Make the folder, for its owner only: it holds the device's key."""
+    state.mkdir(parents=True, exist_ok=True)
+    state.chmod(0o700)
+
+
+def run_agent(
+    state: Path,
+    settings: AgentSettings | None = None,
+    *,
+    open_journal: Callable[[Path, float], Journal] | None = None,
+) -> None:
+    """Serve, sync and install until SIGTERM or SIGINT.
+
+    Args:
+        state: folder of an enrolled device.
+        settings: as read from it by default.
+        open_journal: another journal; for crash tests.
+
+    Raises:
+        NotFoundError: not enrolled.
+        ConflictError: another agent runs on this folder.
+        UnavailableError: the endpoint's port is taken.
+    """
+    chosen = settings or load_agent_settings(state, os.environ)
+    prepare_state_folder(state)
+    with _only_agent(state), _listening(chosen) as listener:
+        journal = (open_journal or _open_journal)(state / JOURNAL, time.time())
+        if journal.lost:
+            _log.error("%s", journal.lost)
+        agent = _Agent(state, chosen, journal)
+        try:
+            asyncio.run(agent.serve(listener))
+        finally:
+            agent.close()
+
+
+class _Agent:
+    """The parts of one running agent."""
+
+    def __init__(self, state: Path, settings: AgentSettings, journal: Journal) -> None:
+        self._state = state
+        self._settings = settings
+        self._journal = journal
+        self._clock = SystemClock()
+        self._chance = random.SystemRandom()
+        self._stop = threading.Event()
+        self._client = http_client(settings.server)
+        self._facts = probe.device_facts(state, memory_limit_mib=settings.memory_mib)
+        self._slots = SlotStore(state)
+        self._telemetry = Telemetry(self._clock.now)
+        self._gateway = Gateway(hold_s=settings.hold_s, max_waiting=64)
+        self._models = Models(
+            slots=self._slots,
+            gateway=self._gateway,
+            telemetry=self._telemetry,
+            clock=self._clock,
+            backoff=self._backoff(0.5, 60.0),
+        )
+        self._loop = self._build_loop()
+        self._threads: list[threading.Thread] = []
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve on `listener` until a signal; the other threads run meanwhile."""
+        endpoint = Endpoint(
+            self._gateway,
+            self._telemetry,
+            EndpointLimits(),
+            allowed_hosts=self._settings.hosts,
+        )
+        server = _Server(
+            uvicorn.Config(
+                endpoint.application(),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                http="h11",
+                ws="none",
+                timeout_graceful_shutdown=1,
+            )
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ask_to_stop, server)
+        self._start_threads()
+        _write_place(self._state, listener)
+        await server.serve(sockets=[listener])
+
+    def close(self) -> None:
+        """Stop everything; the journal makes it safe to do so in the middle."""
+        self._stop.set()
+        self._models.close(stop_s=_CHILD_STOP_S)
+        for thread in self._threads:
+            thread.join(0.2)
+        with contextlib.suppress(FileNotFoundError):
+            (self._state / ENDPOINT).unlink()
+        if not any(thread.is_alive() for thread in self._threads):
+            self._client.close()
+            self._journal.close()
+
+    def _ask_to_stop(self, server: "_Server") -> None:
+        _log.info("stopping")
+        self._stop.set()
+        server.should_exit = True
+
+    def _start_threads(self) -> None:
+        mended = self._loop.resume()
+        if mended is not None:
+            _log.error("slots: %s", mended)
+        for name, work in (
+            ("supervisor", self._models.watch),
+            ("loop", self._loop.run),
+        ):
+            thread = threading.Thread(target=work, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _build_loop(self) -> AgentLoop:
+        settings = self._settings
+        offers = Offers(
+            device=settings.device,
+            director_key=settings.director_key,
+            facts=self._facts,
+            open_registry=self._open_registry,
+        )
+        actions = Actions(
+            journal=self._journal,
+            slots=self._slots,
+            models=self._models,
+            downloads=Downloads(
+                self._client, self._slots.blobs, self._state / "incoming"
+            ),
+            offers=offers,
+            telemetry=self._telemetry,
+            clock=self._clock,
+            memory_mib=self._facts.memory_mib,
+            obstacle=self._obstacle,
+            pause=lambda: loop.sync_is_due(),
+        )
+        loop = AgentLoop(
+            identity=Identity(facts=self._facts, labels=settings.labels),
+            journal=self._journal,
+            slots=self._slots,
+            models=self._models,
+            actions=actions,
+            offers=offers,
+            link=Link(
+                self._client,
+                device=settings.device,
+                key=SigningKey.load(self._state / KEY),
+                journal=self._journal,
+                clock=self._clock,
+            ),
+            telemetry=self._telemetry,
+            clock=self._clock,
+            sync_backoff=self._backoff(1.0, settings.sync_longest_s),
+            error_backoff=self._backoff(1.0, 60.0),
+            window_s=settings.window_s,
+            stop=self._stop,
+        )
+        return loop
+
+    def _open_registry(self) -> Registry:
+        # Imported on use: the TUF client costs as much memory as all the rest, and a
+        # device that only serves does without.
+        from slmops.registry.trust import TrustedRegistry
+
+        return TrustedRegistry(
+            self._state / "trust",
+            (self._state / ROOT).read_bytes(),
+            f"{self._settings.server}/v1/registry",
+            now=self._clock.now,
+        )
+
+    def _obstacle(self, missing_bytes: int) -> str | None:
+        reserve = self._settings.disk_reserve_mib * _MIB
+        free = probe.free_disk_bytes(self._state)
+        if missing_bytes and free < missing_bytes + reserve:
+            return (
+                f"waiting for disk: {missing_bytes // _MIB} MiB are missing and"
+                f" {self._settings.disk_reserve_mib} stay free, {free // _MIB} are free"
+            )
+        charge = probe.battery_share()
+        if charge is not None and charge < self._settings.min_battery:
+            return f"waiting for power: battery at {charge:.0%}"
+        return None
+
+    def _backoff(self, first_s: float, longest_s: float) -> Backoff:
+        return Backoff(first_s=first_s, longest_s=longest_s, chance=self._chance)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the agent: uvicorn would raise them again at the end."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _open_journal(path: Path, now: float) -> Journal:
+    return Journal.open(path, now=now)
+
+
+def _write_place(state: Path, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    place = EndpointPlace(url=f"http://{shown}:{port}", pid=os.getpid())
+    write_atomically(state / ENDPOINT, codec.encode_json(place))
+
+
+@contextmanager
+def _only_agent(state: Path) -> Iterator[None]:
+    """Hold the folder's lock: two agents would start two models and one journal."""
+    descriptor = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConflictError(f"another agent runs on {state}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _listening(settings: AgentSettings) -> Iterator[socket.socket]:
+    """Bind once for the agent's whole life: models change behind the socket."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+            listener.listen(256)
+        except OSError as error:
+            raise UnavailableError(
+                f"endpoint {settings.host}:{settings.port}: {error.strerror}"
+            ) from None
+        yield listener
+    finally:
+        listener.close()
+
+
+def set_up_logging() -> None:
+    """Log to standard error; other libraries only when something is wrong."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    logging.getLogger("slmops").setLevel(logging.INFO)

@@ -1,0 +1,217 @@
+"""Offers: what the director asks for, and whether the release signer vouches for it.
+
+Two signers must agree (after Uptane): the director's envelope names a release and a
+variant for this one device, and the TUF metadata under the pinned root must list both
+with the same digests.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from slmops.agent.records import Deployment, TrialPlan
+from slmops.domain.device import DeviceClass, DeviceFacts
+from slmops.domain.errors import (
+    InvalidInputError,
+    NotFoundError,
+    OverBudgetError,
+    UnavailableError,
+    UntrustedError,
+)
+from slmops.domain.ids import Digest, digest_hex, parse_digest
+from slmops.domain.release import Release, Variant
+from slmops.domain.sync import Assignment
+from slmops.registry.envelope import open_envelope
+from slmops.wire import codec
+
+_MIB = 1 << 20
+
+
+class Registry(Protocol):
+    """What is asked of `slmops.registry.trust.TrustedRegistry`."""
+
+    def refresh(self) -> None:
+        """Fetch and verify the newest metadata."""
+        ...
+
+    def release(self, label: str) -> tuple[Release, Digest]:
+        """Return a verified release and the digest of its document."""
+        ...
+
+    def target(self, path: str) -> tuple[int, str]:
+        """Return the promised length and SHA-256 of a target."""
+        ...
+
+
+class Offers:
+    """Checks offers for one device."""
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        director_key: str,
+        facts: DeviceFacts,
+        open_registry: Callable[[], Registry],
+    ) -> None:
+        """Take what is trusted.
+
+        Args:
+            device: id of this device.
+            director_key: public key of the director, hex.
+            facts: of this device.
+            open_registry: called for each check; loads the TUF client only then.
+        """
+        self._device = device
+        self._director_key = director_key
+        self._facts = facts
+        self._open_registry = open_registry
+
+    def read(self, envelope: str) -> Assignment:
+        """Open an envelope.
+
+        Raises:
+            UntrustedError: not signed by the director, malformed, or for another device.
+        """
+        payload = open_envelope(envelope, self._director_key)
+        try:
+            assignment = codec.decode_json(
+                payload, Assignment, where="assignment", lenient=True
+            )
+            parse_digest(assignment.variant)
+            parse_digest(assignment.release_digest)
+        except InvalidInputError as error:
+            raise UntrustedError(str(error)) from None
+        if assignment.device != self._device:
+            raise UntrustedError(
+                f"assignment is for device {assignment.device[:80]!r}, this is"
+                f" {self._device!r}"
+            )
+        return assignment
+
+    def check(self, assignment: Assignment) -> tuple[Deployment, TrialPlan]:
+        """Ask the release signer, and see whether the variant can run here.
+
+        Raises:
+            UnavailableError: cannot be told now: no way to the registry, or its
+                metadata is expired or does not hold. Somebody on the network can cause
+                that, so it is no verdict on the release.
+            UntrustedError, NotFoundError: the two signers do not agree.
+            InvalidInputError: the variant's runtime is not installed.
+            OverBudgetError: it does not fit.
+        """
+        registry = self._open_registry()
+        try:
+            registry.refresh()
+        except (UntrustedError, NotFoundError) as error:
+            raise UnavailableError(f"nothing new is installed: {error}") from None
+        release, digest = registry.release(assignment.release)
+        if digest != assignment.release_digest:
+            raise UntrustedError(
+                f"director names {assignment.release} as {assignment.release_digest},"
+                f" the release signer as {digest}"
+            )
+        variant = _variant(release, assignment.variant)
+        _require_vouched(registry, variant)
+        device_class = _device_class(release, variant, assignment.device_class)
+        self._require_runs(variant, device_class)
+        return (
+            _deployment(
+                release, digest, variant, device_class, assignment, self._facts
+            ),
+            TrialPlan(
+                golden=release.golden,
+                rules=release.blueprint.golden,
+                budget=device_class.budget,
+                card_logprobs=variant.golden_logprobs,
+                probation_s=assignment.probation_s,
+                revert=assignment.revert,
+            ),
+        )
+
+    def _require_runs(self, variant: Variant, device_class: DeviceClass) -> None:
+        facts = self._facts
+        if variant.runtime not in facts.runtimes:
+            raise InvalidInputError(
+                f"variant needs runtime {variant.runtime}, installed here:"
+                f" {', '.join(facts.runtimes) or 'none'}"
+            )
+        need = _expected_peak_mib(variant, device_class)
+        if need > facts.memory_mib:
+            raise OverBudgetError(
+                f"variant needs {need:.0f} MiB of memory, this device has"
+                f" {facts.memory_mib}"
+            )
+        if variant.bytes > facts.disk_mib * _MIB:
+            raise OverBudgetError(
+                f"variant needs {variant.bytes / _MIB:.0f} MiB of disk, this device has"
+                f" {facts.disk_mib}"
+            )
+
+
+def _variant(release: Release, digest: Digest) -> Variant:
+    for variant in release.variants:
+        if variant.digest == digest:
+            return variant
+    raise UntrustedError(
+        f"director names variant {digest}, which release {release.label} does not have"
+    )
+
+
+def _require_vouched(registry: Registry, variant: Variant) -> None:
+    """The artefact itself must be a target with the length the release says."""
+    hexadecimal = digest_hex(variant.digest)
+    length, found = registry.target(f"blobs/sha256/{hexadecimal}")
+    if (length, found) != (variant.bytes, hexadecimal):
+        raise UntrustedError(
+            f"release says {variant.bytes} bytes of {hexadecimal[:12]}…, its targets"
+            f" say {length} of {found[:12]}…"
+        )
+
+
+def _device_class(release: Release, variant: Variant, named: str) -> DeviceClass:
+    """Return the class whose knobs apply: as assigned, else one the variant is for."""
+    by_name = {device_class.name: device_class for device_class in release.classes}
+    for name in (named, *variant.classes):
+        if name in variant.classes and name in by_name:
+            return by_name[name]
+    raise UntrustedError(
+        f"release {release.label} has no class for variant {variant.digest[:19]}…"
+    )
+
+
+def _expected_peak_mib(variant: Variant, device_class: DeviceClass) -> float:
+    """Return what the card measured for these knobs; the most it measured otherwise."""
+    knobs = device_class.threads, device_class.context_tokens
+    fitting = [
+        speed.peak_rss_mib
+        for speed in variant.card.speed
+        if (speed.threads, speed.context_tokens) == knobs
+    ]
+    measured = fitting or [speed.peak_rss_mib for speed in variant.card.speed]
+    return max(measured, default=variant.bytes / _MIB)
+
+
+def _deployment(
+    release: Release,
+    digest: Digest,
+    variant: Variant,
+    device_class: DeviceClass,
+    assignment: Assignment,
+    facts: DeviceFacts,
+) -> Deployment:
+    budget = device_class.budget.memory_mib
+    limit = float(facts.memory_mib) if budget is None else min(budget, facts.memory_mib)
+    return Deployment(
+        release=release.label,
+        release_digest=digest,
+        variant=variant.digest,
+        bytes=variant.bytes,
+        runtime=variant.runtime,
+        device_class=device_class.name,
+        threads=device_class.threads,
+        context_tokens=device_class.context_tokens,
+        memory_limit_mib=limit,
+        expected_peak_mib=_expected_peak_mib(variant, device_class),
+        chat_template=release.model.chat_template,
+        assignment=assignment.sequence,
+    )

@@ -1,0 +1,97 @@
+"""Settings of the agent: ``config.json`` in the state folder, and ``SLMOPS_AGENT_…``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slmops.domain.errors import InvalidInputError, NotFoundError
+from slmops.registry.blobs import write_atomically
+from slmops.wire import codec, settings
+
+CONFIG = "config.json"
+PREFIX = "SLMOPS_AGENT_"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentSettings:
+    """What enrolment wrote and the owner may change."""
+
+    server: str
+    """Base address of the control plane."""
+    device: str
+    """Id of this device."""
+    director_key: str
+    """Ed25519 public key that signs assignments, 64 hex digits."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Set by the owner; blueprints and waves may ask for them."""
+    memory_mib: int | None = None
+    """Memory the owner gives to models; None for what the system allows."""
+    host: str = "127.0.0.1"
+    """Address of the endpoint; loopback, because it has no authentication."""
+    port: int = 8765
+    """TCP port of the endpoint; 0 takes a free one, see ``endpoint.json``."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names that clients may use beside the address itself."""
+    min_battery: float = 0.2
+    """Charge, 0 to 1, below which a discharging device defers updates."""
+    disk_reserve_mib: int = 64
+    """Free disk that a download leaves: logs and journals need room."""
+    hold_s: float = 60.0
+    """Longest wait of a request while one model must go before the next can come."""
+    sync_longest_s: float = 60.0
+    """Longest wait between two tries while the control plane is gone."""
+    window_s: float = 60.0
+    """Length of one telemetry window."""
+
+    def __post_init__(self) -> None:
+        if not self.server.startswith(("http://", "https://")):
+            raise InvalidInputError(
+                f"server must begin with http:// or https://, got {self.server[:80]!r}"
+            )
+        if not 0 <= self.port <= 65_535:  # noqa: PLR2004 - TCP
+            raise InvalidInputError(f"port must be in 0..65535, got {self.port}")
+        if self.memory_mib is not None and self.memory_mib < 1:
+            raise InvalidInputError(f"memory_mib must be >= 1, got {self.memory_mib}")
+        if not 0 <= self.min_battery <= 1:
+            raise InvalidInputError(
+                f"min_battery must be in 0..1, got {self.min_battery:g}"
+            )
+        for name in ("hold_s", "sync_longest_s", "window_s"):
+            if not getattr(self, name) > 0:
+                raise InvalidInputError(
+                    f"{name} must be > 0, got {getattr(self, name)}"
+                )
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Return the names that requests may be addressed to."""
+        if self.host in _LOOPBACK:
+            return (*_LOOPBACK, *self.allowed_hosts)
+        return self.allowed_hosts or ("*",)
+
+
+def load_agent_settings(state: Path, environment: Mapping[str, str]) -> AgentSettings:
+    """Read the settings of an enrolled device.
+
+    Raises:
+        NotFoundError: not enrolled.
+        InvalidInputError: a setting is wrong.
+    """
+    try:
+        return settings.load_settings(
+            AgentSettings,
+            path=state / CONFIG,
+            environment=environment,
+            prefix=PREFIX,
+        )
+    except NotFoundError:
+        raise NotFoundError(
+            f"{state} holds no enrolled device; run `slmops agent enrol` first"
+        ) from None
+
+
+def save_agent_settings(state: Path, chosen: AgentSettings) -> None:
+    """Write the settings; readable by the owner only."""
+    text = codec.encode_json_pretty(chosen) + "\n"
+    write_atomically(state / CONFIG, text.encode(), mode=0o600)

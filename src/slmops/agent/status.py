@@ -1,0 +1,74 @@
+"""How a device stands, read beside a running agent: journal, slots, endpoint file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmops.agent.app import ENDPOINT, JOURNAL, EndpointPlace
+from slmops.agent.journal import Quarantined, read_facts
+from slmops.agent.settings import AgentSettings
+from slmops.agent.slots import SlotStore
+from slmops.domain.errors import InvalidInputError
+from slmops.domain.installation import State
+from slmops.domain.sync import InstallationReport, Installed
+from slmops.wire import codec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentStatus:
+    """What `slmops agent status` shows."""
+
+    device: str
+    """Its id."""
+    server: str
+    """Control plane."""
+    endpoint: str | None
+    """Base address while the agent runs."""
+    active: Installed | None
+    """What serves."""
+    previous: Installed | None
+    """What it can go back to."""
+    installation: InstallationReport | None
+    """Current or last one."""
+    quarantined: tuple[Quarantined, ...]
+    """Variants that failed here, and why."""
+
+
+def agent_status(state: Path, settings: AgentSettings) -> AgentStatus:
+    """Read the status of an enrolled device.
+
+    Raises:
+        InvalidInputError: the slot pointer is damaged.
+        UnavailableError: the journal cannot be read now.
+    """
+    slots = SlotStore(state).read()
+    installation: InstallationReport | None = None
+    quarantined: tuple[Quarantined, ...] = ()
+    if (state / JOURNAL).exists():
+        journal = read_facts(state / JOURNAL)
+        try:
+            current = journal.installation()
+            if current is None or current.state is State.IDLE:
+                current = journal.last_outcome()
+            installation = current.report() if current is not None else None
+            quarantined = journal.quarantined()
+        finally:
+            journal.close()
+    return AgentStatus(
+        device=settings.device,
+        server=settings.server,
+        endpoint=_endpoint(state),
+        active=slots.active.installed if slots.active else None,
+        previous=slots.previous.installed if slots.previous else None,
+        installation=installation,
+        quarantined=quarantined,
+    )
+
+
+def _endpoint(state: Path) -> str | None:
+    try:
+        raw = (state / ENDPOINT).read_bytes()
+        place = codec.decode_json(raw, EndpointPlace, where=ENDPOINT)
+    except (OSError, InvalidInputError):
+        return None
+    # A killed agent leaves its file behind.
+    return place.url if Path(f"/proc/{place.pid}").exists() else None

@@ -1,0 +1,140 @@
+"""`slmops agent`: run the agent on a device."""
+
+from pathlib import Path
+
+import click
+
+from slmops.cli import render
+from slmops.domain.errors import InvalidInputError
+
+_state = click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    envvar="SLMOPS_STATE",
+    help="Folder of this device: key, journal, models. Readable by its owner only.",
+)
+
+
+@click.group()
+def agent() -> None:
+    r"""Run the agent on a device: serve, sync, update, roll back.
+
+    \b
+    slmops agent enrol --server https://control.example --token T --state /var/lib/slmops
+    slmops agent run --state /var/lib/slmops
+    """
+
+
+@agent.command()
+@click.option("--server", required=True, help="Address of the control plane.")
+@click.option(
+    "--token", required=True, envvar="SLMOPS_TOKEN", help="From `slmops device token`."
+)
+@_state
+@click.option("--name", help="Name of the device; made up by default.")
+@click.option("--label", "labels", multiple=True, help="key=value; repeatable.")
+@click.option("--memory-mib", type=int, help="Memory the models may use here.")
+@render.as_json
+def enrol(
+    *,
+    server: str,
+    token: str,
+    state: Path,
+    name: str | None,
+    labels: tuple[str, ...],
+    memory_mib: int | None,
+    as_json: bool,
+) -> None:
+    r"""Make this device's key and introduce it to the control plane, once.
+
+    \b
+    slmops agent enrol --server http://127.0.0.1:8800 --token "$TOKEN" \
+        --state ./till-1 --name till-1 --label site=north --memory-mib 1024
+    """
+    from slmops.agent.app import Enrolment, enrol_device
+
+    wanted = Enrolment(
+        server=server,
+        token=token,
+        name=name,
+        labels=dict(_label(text) for text in labels),
+        memory_mib=memory_mib,
+    )
+    settings = enrol_device(state.absolute(), wanted)
+    if as_json:
+        render.json_document({"device": settings.device, "server": settings.server})
+        return
+    render.text(
+        f"enrolled as {settings.device}; start it: slmops agent run --state {state}"
+    )
+
+
+@agent.command()
+@_state
+@click.option("--port", type=int, help="Port of the endpoint; 0 takes a free one.")
+@render.as_json
+def run(state: Path, port: int | None, as_json: bool) -> None:
+    r"""Serve the OpenAI API on this device and keep its model up to date.
+
+    \b
+    slmops agent run --state ./till-1 &
+    curl -s http://127.0.0.1:8765/v1/models
+
+    The address is in <state>/endpoint.json. Ends cleanly on SIGTERM or Ctrl-C; may be
+    killed at any moment.
+    """
+    import os
+    from dataclasses import replace
+
+    from slmops.agent.app import run_agent, set_up_logging
+    from slmops.agent.settings import load_agent_settings
+
+    settings = load_agent_settings(state, os.environ)
+    if port is not None:
+        settings = replace(settings, port=port)
+    if as_json:
+        render.json_document({"device": settings.device, "state": str(state)})
+    set_up_logging()
+    run_agent(state.absolute(), settings)
+
+
+@agent.command()
+@_state
+@render.as_json
+def status(state: Path, as_json: bool) -> None:
+    r"""Show what a device serves and how its last installation went.
+
+    \b
+    slmops agent status --state ./till-1
+    """
+    import os
+
+    from slmops.agent.settings import load_agent_settings
+    from slmops.agent.status import agent_status
+
+    found = agent_status(state, load_agent_settings(state, os.environ))
+    if as_json:
+        render.json_document(found)
+        return
+    last = found.installation
+    rows = [
+        ("device", found.device),
+        ("control plane", found.server),
+        ("endpoint", found.endpoint or "not running"),
+        ("active", found.active.release if found.active else "nothing"),
+        ("previous", found.previous.release if found.previous else "nothing"),
+        ("installation", f"{last.state} {last.reason}".strip() if last else "none yet"),
+        *(
+            (f"quarantined {entry.release}", entry.reason)
+            for entry in found.quarantined
+        ),
+    ]
+    render.table(("", ""), rows)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, found, value = text.partition("=")
+    if not found or not key:
+        raise InvalidInputError(f"--label must be key=value, got {text[:80]!r}")
+    return key, value
