@@ -137,7 +137,11 @@ def _forced(answer: Sequence[ExpectedToken]) -> dict[str, Any]:
     return {
         "max_tokens": len(answer),
         "grammar": f'root ::= "{_escaped(text)}"',
-        "logit_bias": [[text, _BIAS] for text in sorted({t.text for t in answer})],
+        # The grammar also allows an expected token that begins a longer expected one.
+        "logit_bias": [
+            [word, _BIAS * len(word)]
+            for word in sorted({token.text for token in answer})
+        ],
     }
 
 

@@ -164,7 +164,7 @@ class ScriptedDevice:
 
     def headers(self) -> dict[str, str]:
         """Return its credential."""
-        return {"Authorization": f"Bearer {self._token}"}
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
     def _report(self) -> Report:
         sequence = self._sequence + 1

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from slmops.domain.errors import UnavailableError
 from slmops.workshop.progress import Progress
 
 
@@ -18,23 +19,31 @@ class Board:
     """Tasks expected; 0 when unknown."""
     _done: float = 0.0
     _parts: dict[str, float] = field(default_factory=dict)
+    _stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Make every task fail at its next report: how threads learn of Ctrl-C."""
+        self._stopped = True
 
     def expect(self, tasks: int) -> None:
         """Count more tasks towards the total."""
         with self._lock:
             self.total += tasks
 
-    def skip(self) -> None:
-        """Count a task that needed no work."""
-        with self._lock:
-            self._done += 1
-
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[[float, float], None]]:
         """Show a task while the block runs; the block may report (done, total) of it."""
 
         def report(done: float, total: float) -> None:
+            if self._stopped:
+                raise UnavailableError(f"{name}: the build was stopped")
             with self._lock:
                 self._parts[name] = min(done / total, 1.0) if total else 0.0
                 self._show()

@@ -1,0 +1,127 @@
+"""Golden steps: record the reference's answers, and what each variant makes of them.
+
+Both go through the chat path of a real worker, as on a device.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from slmops.domain.ids import Digest
+from slmops.domain.release import GoldenSet, ModelRecord
+from slmops.registry.blobs import bytes_digest
+from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.golden import ask_golden, record_golden
+from slmops.runtimes.worker import start_worker
+from slmops.wire.codec import decode_json, encode_json
+from slmops.workshop.board import Board
+from slmops.workshop.evaluate import runtime_tool
+from slmops.workshop.steps import Step, StepRunner, tool_version
+
+GOLDEN = "golden"
+"""Role of the recorded set."""
+LOGPROBS = "logprobs"
+"""Role of a variant's own figures."""
+CONTEXT_TOKENS = 1024
+"""Room for a prompt, the template around it and the answer."""
+_CODE = ("slmops.runtimes.golden",)
+_FLOOR = -math.log(1e30)
+"""Nats: a token the runtime calls impossible; documents hold finite numbers only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoldenLogprobs:
+    """What one variant thinks of each golden prompt's first expected token."""
+
+    first_token: tuple[float, ...]
+    """log p, nats, one per prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goldens:
+    """What all golden steps of one build share."""
+
+    runner: StepRunner
+    """Runs or reuses them."""
+    board: Board
+    """Told how far they are."""
+    runtime: str
+    """Name of the runtime that serves."""
+    model: ModelRecord
+    """The reference, with the chat template that is pinned."""
+
+    @property
+    def settings(self) -> WorkerSettings:
+        """How workers are started for golden prompts."""
+        return WorkerSettings(
+            threads=1,
+            context_tokens=min(CONTEXT_TOKENS, self.model.context_tokens),
+            chat_template=self.model.chat_template,
+        )
+
+    def record(self, prompts: tuple[str, ...], answer_tokens: int) -> Digest:
+        """Return the digest of the golden set the reference answers.
+
+        Raises:
+            InvalidInputError: the reference has no answer to a prompt.
+        """
+        blobs = self.runner.cache.blobs
+        step = self._step(
+            "record golden",
+            {"artefact": self.model.id},
+            {"prompts": prompts, "answer_tokens": answer_tokens},
+        )
+
+        def compute() -> Mapping[str, Digest]:
+            path = blobs.path(self.model.id)
+            with (
+                self.board.task("record golden answers"),
+                start_worker(self.runtime, path, self.settings) as worker,
+            ):
+                golden = record_golden(worker.url, prompts, answer_tokens)
+            return {GOLDEN: blobs.put_bytes(encode_json(golden))}
+
+        record = self.runner.run("record golden answers", step, compute)
+        return record.outputs[GOLDEN]
+
+    def load(self, golden: Digest) -> GoldenSet:
+        """Return a recorded set."""
+        content = self.runner.cache.blobs.read_bytes(golden)
+        return decode_json(content, GoldenSet, where="golden set")
+
+    def ask(self, name: str, artefact: Digest, golden: Digest) -> tuple[float, ...]:
+        """Return a variant's own log p of each prompt's first expected token."""
+        blobs = self.runner.cache.blobs
+        step = self._step("ask golden", {"artefact": artefact, "golden": golden}, {})
+
+        def compute() -> Mapping[str, Digest]:
+            path = blobs.path(artefact)
+            with (
+                self.board.task(f"golden prompts to {name}"),
+                start_worker(self.runtime, path, self.settings) as worker,
+            ):
+                run = ask_golden(worker.url, self.load(golden))
+            found = GoldenLogprobs(
+                first_token=tuple(
+                    max(score.logprobs[0], _FLOOR) for score in run.scores
+                )
+            )
+            return {LOGPROBS: blobs.put_bytes(encode_json(found))}
+
+        record = self.runner.run(f"golden prompts to {name}", step, compute)
+        content = blobs.read_bytes(record.outputs[LOGPROBS])
+        return decode_json(content, GoldenLogprobs, where=name).first_token
+
+    def _step(
+        self,
+        kind: str,
+        inputs: Mapping[str, Digest],
+        parameters: Mapping[str, int | tuple[str, ...]],
+    ) -> Step:
+        template = bytes_digest((self.model.chat_template or "").encode())
+        return Step(
+            kind=kind,
+            tool=f"{tool_version(*_CODE)}; {runtime_tool(self.runtime)}",
+            inputs=inputs,
+            parameters={**parameters, "runtime": self.runtime, "template": template},
+        )
