@@ -76,8 +76,12 @@ class ProcessMemory:
 class Worker:
     """A model that serves on loopback from its own process."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", artefact: Path) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", runtime_name: str, artefact: Path
+    ) -> None:
         self._process = process
+        self.runtime_name = runtime_name
+        """What runs it."""
         self.artefact = artefact
         """What it serves."""
         self._log = _Log(process.stdout)
@@ -211,7 +215,7 @@ def start_worker(runtime_name: str, artefact: Path, settings: WorkerSettings) ->
         raise
     finally:
         os.close(child_end)
-    worker = Worker(process, artefact)
+    worker = Worker(process, runtime_name, artefact)
     try:
         with open(ready, "rb", buffering=0) as announced:  # noqa: PTH123 - descriptor
             said = _read_line(announced, begin + settings.start_timeout_s)
