@@ -6,6 +6,7 @@ processes at once, is harmless.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -62,7 +63,7 @@ def write_atomically(
         FileExistsError: `path` exists and `replace` is False; of two writers one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+    descriptor, partial = _open_partial(path.parent)
     try:
         with os.fdopen(descriptor, "wb") as sink:
             sink.write(content)
@@ -70,12 +71,32 @@ def write_atomically(
             os.fchmod(sink.fileno(), mode)
             os.fsync(sink.fileno())
         if replace:
-            Path(name).replace(path)
+            partial.replace(path)
         else:
-            path.hardlink_to(name)
+            path.hardlink_to(partial)
     finally:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _open_partial(folder: Path) -> tuple[int, Path]:
+    """Open a new file that its writer holds locked, so that it can be told abandoned."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, dir=folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
+        os.close(descriptor)  # removed as abandoned before it was locked
+
+
+def _remove_abandoned(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return True
 
 
 @dataclass(slots=True)
@@ -191,8 +212,7 @@ class BlobStore:
     def writer(self) -> Iterator[BlobWriter]:
         """Stream a new blob; nothing is stored when the block raises."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, dir=self.folder)
-        partial = Path(name)
+        descriptor, partial = _open_partial(self.folder)
         try:
             with os.fdopen(descriptor, "w+b") as file:
                 writer = BlobWriter(file=file, path=partial)
@@ -219,13 +239,10 @@ class BlobStore:
         self._place(digest).unlink(missing_ok=True)
 
     def remove_partials(self) -> int:
-        """Remove what killed writers left behind; only when no writer runs. Count them."""
+        """Remove what killed writers left behind, and count it; running ones are left."""
         if not self.folder.is_dir():
             return 0
-        partials = list(self.folder.glob(f"{_PARTIAL}*"))
-        for path in partials:
-            path.unlink(missing_ok=True)
-        return len(partials)
+        return sum(_remove_abandoned(path) for path in self.folder.glob(f"{_PARTIAL}*"))
 
     def _place(self, digest: Digest) -> Path:
         return self.folder / digest_hex(parse_digest(digest))

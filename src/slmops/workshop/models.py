@@ -149,6 +149,7 @@ def _store_reference(
     source: ReferenceSource, workspace: Workspace, progress: Progress
 ) -> Digest:
     blobs = BlobStore(workspace.blobs)
+    blobs.remove_partials()
     try:
         return _store_as(source, blobs, "F16", progress)
     except HalfOverflowError:

@@ -103,3 +103,15 @@ def test_a_signature_over_other_bytes_does_not_hold(tmp_path: Path) -> None:
 
 def test_digests_are_sha256() -> None:
     assert bytes_digest(b"abc").startswith("sha256:ba7816bf")
+
+
+def test_tidying_up_leaves_a_running_writer_alone(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    with store.writer() as writer:
+        writer.write(b"half")
+        abandoned = store.folder / ".partial-abandoned"
+        abandoned.write_bytes(b"left by a kill")
+        assert store.remove_partials() == 1
+        assert not abandoned.exists()
+        writer.write(b" done")
+    assert store.read_bytes(writer.digest) == b"half done"

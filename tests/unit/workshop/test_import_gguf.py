@@ -1,6 +1,9 @@
 """Importing GGUF files: what comes out, and that bad ones leave nothing behind."""
 
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +171,31 @@ def test_an_import_that_is_stopped_leaves_nothing(
     assert stored_files(workspace) == []
 
 
-GGUF_START = b"GGUF" + struct.pack("<I", 3)
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from slmops.registry.workspace import Workspace
+from slmops.workshop.models import import_model
+
+def stop(what, done, total):
+    if done > total / 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+import_model(sys.argv[1], Workspace(root=Path(sys.argv[2])), progress=stop)
+"""
+
+
+def test_an_import_that_is_killed_leaves_no_model_and_the_next_one_tidies_up(
+    workspace: Workspace, tiny: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(tiny), str(workspace.root)]
+    killed = subprocess.run(command, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list_models(workspace) == ()
+    record = import_model(str(tiny), workspace)
+    assert {path.name.removesuffix(".json") for path in stored_files(workspace)} == {
+        record.id.removeprefix("sha256:")
+    }
 
 
 def patched(at: int, raw: bytes) -> Callable[[bytes], bytes]:
