@@ -70,10 +70,10 @@ def write_atomically(
             sink.flush()
             os.fchmod(sink.fileno(), mode)
             os.fsync(sink.fileno())
-        if replace:
-            partial.replace(path)
-        else:
-            path.hardlink_to(partial)
+            if replace:
+                partial.replace(path)
+            else:
+                path.hardlink_to(partial)
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -220,8 +220,9 @@ class BlobStore:
                 file.flush()
                 os.fchmod(file.fileno(), 0o644)
                 os.fsync(file.fileno())
-            digest = file_digest(partial)
-            partial.replace(self._place(digest))
+                # Still open, so still locked: nobody takes it for abandoned.
+                digest = file_digest(partial)
+                partial.replace(self._place(digest))
             sync_folder(self.folder)
             writer._digest = digest
         finally:
