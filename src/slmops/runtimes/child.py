@@ -108,7 +108,10 @@ def _end_with_parent() -> None:
         fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([0], [], [], 0)[0]:
         os._exit(1)  # closed before the signal was armed
+    # The watching thread must never be the one that takes SIGTERM: runtimes wait for it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_watch_parent, daemon=True, name="parent").start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _watch_parent() -> None:

@@ -86,9 +86,7 @@ def measure_speed(
             f"speed: {plan.prompt_tokens} + {plan.answer_tokens} tokens must fit the"
             f" context of {settings.context_tokens}"
         )
-    with httpx.Client(
-        base_url=worker.url, timeout=TIMEOUT_S, trust_env=False
-    ) as client:
+    with open_client(worker.url) as client:
         run_once(client, plan)
         worker.reset_peak()
         runs = [run_once(client, plan) for _ in range(plan.runs)]
