@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from slmops.domain.blueprint import WavePlan
 from slmops.domain.device import DeviceFacts
 from slmops.domain.installation import State
 from slmops.testing.control_in_process import QUICK_POLICY, quick_release
+from slmops.testing.control_process import ControlProcess
 from slmops.testing.sample_release import publish_sample
 from slmops.testing.scripted_device import ScriptedDevice
 
@@ -33,61 +33,13 @@ _DEVICES = 12
 _KILLS = 6
 
 
-@dataclass(slots=True)
-class Server:
-    """A `slmops serve` process on one port, killed and started again at will."""
-
-    workspace: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> Any:  # noqa: ANN401
-        command = [sys.executable, "-m", "slmops", "serve", "--json"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), "--poll-s", "0.05"],
-            env={**os.environ, "SLMOPS_WORKSPACE": str(self.workspace)},
-            stdout=subprocess.PIPE,
-        )
-        assert self.process.stdout is not None
-        text = ""
-        while not text.rstrip().endswith("}"):
-            line = self.process.stdout.readline().decode()
-            assert line, "the control plane ended before it was ready"
-            text += line
-        return json.loads(text)
-
-    def end(self, sent: signal.Signals) -> int:
-        assert self.process is not None
-        self.process.send_signal(sent)
-        code = self.process.wait(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
-
-    def client(self) -> httpx.Client:
-        token = (self.workspace / "control" / "operator-token").read_text().strip()
-        return httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=10,
-        )
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[ControlProcess]:
     publish_sample(tmp_path, [quick_release(policy=_POLICY)], now=time.time())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Server(workspace=tmp_path, port=port)
+    server = ControlProcess(workspace=tmp_path)
     server.start()
     yield server
-    if server.process is not None and server.process.poll() is None:
-        server.end(signal.SIGKILL)
+    server.kill_if_running()
 
 
 def live_on(device: ScriptedDevice, url: str, end: threading.Event) -> None:
@@ -101,9 +53,9 @@ def live_on(device: ScriptedDevice, url: str, end: threading.Event) -> None:
             time.sleep(0.03)
 
 
-def enrol_fleet(server: Server) -> list[ScriptedDevice]:
+def enrol_fleet(server: ControlProcess) -> list[ScriptedDevice]:
     fleet = []
-    with server.client() as operator:
+    with server.operator() as operator:
         for index in range(_DEVICES):
             token = operator.post("/v1/tokens").json()["token"]
             facts = DeviceFacts(
@@ -122,16 +74,16 @@ def enrol_fleet(server: Server) -> list[ScriptedDevice]:
     return fleet
 
 
-def rollout_of(server: Server) -> Any:  # noqa: ANN401
-    with server.client() as operator:
+def rollout_of(server: ControlProcess) -> Any:  # noqa: ANN401
+    with server.operator() as operator:
         return operator.get("/v1/rollouts/r-1").json()
 
 
 def test_kills_in_mid_rollout_lose_nothing_acknowledged_and_give_nobody_two_targets(
-    server: Server,
+    server: ControlProcess,
 ) -> None:
     fleet = enrol_fleet(server)
-    with server.client() as operator:
+    with server.operator() as operator:
         operator.post("/v1/rollouts", json={"release": "sample-1"}).raise_for_status()
     end = threading.Event()
     threads = [
@@ -165,7 +117,7 @@ def test_kills_in_mid_rollout_lose_nothing_acknowledged_and_give_nobody_two_targ
     check_nothing_is_lost(server, fleet)
 
 
-def check_nothing_is_lost(server: Server, fleet: list[ScriptedDevice]) -> None:
+def check_nothing_is_lost(server: ControlProcess, fleet: list[ScriptedDevice]) -> None:
     store = open_sqlite_store(server.workspace / "control" / "control.db")
     for device in fleet:
         stored = [json.loads(raw)["sequence"] for raw in store.reports(device.name)]
@@ -179,10 +131,10 @@ def check_nothing_is_lost(server: Server, fleet: list[ScriptedDevice]) -> None:
 
 
 def test_sigterm_ends_it_within_a_second_with_live_streams_open(
-    server: Server,
+    server: ControlProcess,
 ) -> None:
     with (
-        server.client() as operator,
+        server.operator() as operator,
         operator.stream("GET", "/v1/events") as first,
         operator.stream("GET", "/v1/events") as second,
     ):
@@ -197,7 +149,7 @@ def test_sigterm_ends_it_within_a_second_with_live_streams_open(
     assert httpx.get(f"{server.url}/healthz").status_code == 200
 
 
-def test_the_command_line_talks_to_it(server: Server) -> None:
+def test_the_command_line_talks_to_it(server: ControlProcess) -> None:
     environment = {
         **os.environ,
         "SLMOPS_SERVER": server.url,

@@ -205,7 +205,10 @@ async def _publish(plane: Plane) -> None:
 async def _flush_seen(plane: Plane) -> None:
     while True:
         await asyncio.sleep(plane.settings.seen_flush_s)
-        await plane.flush_seen()
+        try:
+            await plane.flush_seen()
+        except Exception:  # noqa: BLE001 - the loop must outlive any one pass
+            _log.exception("last-seen times could not be written")
 
 
 async def _refresh_timestamp(plane: Plane) -> None:

@@ -24,6 +24,7 @@ from slmops.control.store import Store
 from slmops.domain.blueprint import OnHalt
 from slmops.domain.device import classify
 from slmops.domain.errors import ConflictError, NotFoundError
+from slmops.domain.ids import Digest
 from slmops.domain.release import Release
 from slmops.domain.rollout import (
     ENDED,
@@ -58,15 +59,19 @@ class Engine:
         """Look for devices that no rollout knows in the next pass."""
         self._devices_changed = True
 
-    def start(self, label: str, now: float) -> Rollout:
+    def start(self, release: Release, digest: Digest, now: float) -> Rollout:
         """Start bringing a release to the fleet.
 
+        Args:
+            release: from `KnownReleases.load_verified`, which hashes artefacts: do that
+                where it holds nobody up.
+            digest: of its document.
+            now: Unix time, seconds.
+
         Raises:
-            NotFoundError: no such release.
-            UntrustedError: its signatures or digests do not hold.
             ConflictError: the product has an active rollout, or no device fits.
         """
-        release, digest = self.releases.load_verified(label)
+        label = release.label
         self.store.note_release(label, digest, now=now)
         placed, left_out = _membership(release, self.store.devices(), salt=digest)
         if not placed:

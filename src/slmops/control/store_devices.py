@@ -33,6 +33,19 @@ from slmops.domain.errors import ConflictError, NotFoundError, UntrustedError
 from slmops.domain.rollout import Member, Outcome
 from slmops.domain.sync import Assignment, Report
 
+_LOOK = sa.select(
+    devices.c.facts,
+    devices.c.labels,
+    devices.c.status,
+    sa.select(assignments.c.document)
+    .where(assignments.c.device == devices.c.id)
+    .order_by(assignments.c.sequence.desc())
+    .limit(1)
+    .scalar_subquery()
+    .label("newest"),
+).where(devices.c.id == sa.bindparam("device"))
+"""All the common sync reads, in one statement that is built once."""
+
 
 class SqlDevices(SqlTables):
     """`DeviceStore` on SQLAlchemy Core."""
@@ -137,11 +150,13 @@ class SqlDevices(SqlTables):
     def record_sync(self, change: SyncChange) -> SyncResult:
         """Take in one sync; the common one, where nothing is new, only reads."""
         with self.read() as connection:
-            row = _need(connection, change.device)
-            newest = newest_assignment(connection, change.device)
-            told = _told(change)
-            is_news = bool(change.reports) or any(row[key] != told[key] for key in told)
-        if not is_news:
+            row = connection.execute(_LOOK, {"device": change.device}).one_or_none()
+        if row is None:
+            raise NotFoundError(f"device {change.device} is not enrolled")
+        told = _told(change)
+        said = (told["facts"], told["labels"], told["status"])
+        if not change.reports and said == (row.facts, row.labels, row.status):
+            newest = None if row.newest is None else decode(row.newest, Assignment)
             return SyncResult(newest=newest, changed=False, facts_changed=False)
         with self.write() as connection:
             return _take_in(connection, change)

@@ -1,0 +1,44 @@
+"""Tokens and rate limits."""
+
+from pathlib import Path
+
+import pytest
+
+from slmops.control.auth import (
+    OperatorDoor,
+    RateLimit,
+    hash_token,
+    load_operator_token,
+    new_token,
+)
+from slmops.domain.errors import UnavailableError, UntrustedError
+
+
+def test_the_operator_token_is_made_once(tmp_path: Path) -> None:
+    first = load_operator_token(tmp_path / "control")
+    assert load_operator_token(tmp_path / "control") == first
+    assert len(first) > 40
+
+
+def test_tokens_differ_and_their_hashes_hide_them() -> None:
+    first, second = new_token("enrol"), new_token("enrol")
+    assert first != second
+    assert first not in hash_token(first)
+
+
+@pytest.mark.parametrize("token", [None, "", "x", "operator_", "\udcff"])
+def test_a_wrong_operator_token_is_refused(token: str | None) -> None:
+    with pytest.raises(UntrustedError, match="missing or wrong"):
+        OperatorDoor("operator_right").require(token)
+
+
+def test_a_rate_limit_refills_with_time_and_is_per_device() -> None:
+    now = [0.0]
+    limit = RateLimit(burst=2, rate_per_s=1.0, monotonic=lambda: now[0])
+    limit.take("a")
+    limit.take("a")
+    with pytest.raises(UnavailableError, match="slow down"):
+        limit.take("a")
+    limit.take("b")
+    now[0] = 1.0
+    limit.take("a")
