@@ -9,6 +9,7 @@ protection against web pages, so bodies must be JSON and host names are checked
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,8 @@ class Endpoint:
             limits=httpx.Limits(max_keepalive_connections=0),
             timeout=httpx.Timeout(limits.answer_s, connect=5.0),
             trust_env=False,
+            # Loopback only: no certificates to load, and none would be trusted.
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         )
         self._in_flight = 0
 

@@ -155,6 +155,7 @@ class Models:
         with self._lock:
             child, self._serving, self._wanted = self._serving, None, None
             self.gateway.hold()
+        _log.info("model: requests wait while it is exchanged")
         if child is not None:
             self.gateway.drain(child.upstream, timeout_s=self.times.drain_s)
             self.stop(child)
