@@ -176,31 +176,9 @@ class RolloutView:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutDetail:
+class RolloutDetail(RolloutView):
     """One rollout with its members and verdicts."""
 
-    id: str
-    """``r-1``."""
-    release: str
-    """Label."""
-    state: str
-    """``running paused halted done aborted``."""
-    reason: str
-    """Why it halted, was paused or aborted."""
-    wave: int
-    """Current, 0-based."""
-    phase: str
-    """``pending offering soaking passed``."""
-    phase_at: float
-    """When the phase began, Unix seconds."""
-    created_at: float
-    """Unix time, seconds."""
-    ended_at: float | None
-    """Unix time, seconds."""
-    revision: int
-    """Grows with every change."""
-    waves: tuple[WaveView, ...]
-    """In order."""
     members: tuple[Member, ...]
     """By wave and device."""
     left_out: tuple[LeftOut, ...]
