@@ -28,7 +28,6 @@ from slmops.domain.ids import Digest
 from slmops.domain.release import Release
 from slmops.domain.rollout import (
     ENDED,
-    Candidate,
     Command,
     Member,
     Outcome,
@@ -37,10 +36,10 @@ from slmops.domain.rollout import (
     Step,
     advance,
     apply_command,
-    build_waves,
     late_joiner_wave,
 )
 from slmops.domain.sync import Assignment
+from slmops.domain.waves import Candidate, build_waves
 
 _SITE = "site"
 _ATTEMPTS = 5

@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from slmops.domain.blueprint import RolloutPolicy
 from slmops.domain.rollout import (
     ENDED,
-    Candidate,
     Member,
     Outcome,
     Rollout,
     RolloutState,
     Step,
     advance,
-    build_waves,
 )
+from slmops.domain.waves import Candidate, build_waves
 
 _MAX_PAIRED_LOSS = 1.0
 _ONE_SECOND = 1.0
