@@ -199,7 +199,13 @@ class Actions:
         begun = self._promoted_at or 0.0
         counts = self.telemetry.live(release).since(self._promoted_counts)
         serving = self.models.serving
-        peak = serving.peak_rss_mib() if serving is not None else None
+        if serving is None or not serving.worker.alive():
+            if not counts.restarts:
+                # The supervisor sees its death in a moment and counts it.
+                return Finding(installation=now, wait_s=_SOON_S)
+            peak = None
+        else:
+            peak = serving.peak_rss_mib()
         problem = trial.soak_problem(plan, counts, peak)
         if problem is not None:
             result = (

@@ -40,10 +40,14 @@ class Child:
 
     def peak_rss_mib(self) -> float | None:
         """Return the peak memory of its process; None when it cannot be read."""
+        return self.peak_memory()[0]
+
+    def peak_memory(self) -> tuple[float | None, str]:
+        """Return the peak memory of its process, MiB, or None and why it is unknown."""
         try:
-            return self.worker.memory().peak_rss_mib
-        except UnavailableError:
-            return None
+            return self.worker.memory().peak_rss_mib, ""
+        except UnavailableError as error:
+            return None, str(error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,9 +12,12 @@ from slmops.domain.golden import PromptScore, TrialMeasurement, judge_trial
 from slmops.domain.release import GoldenSet
 from slmops.domain.sync import TrialResult
 from slmops.runtimes.golden import ask_golden
+from slmops.runtimes.speed import SpeedPlan, open_client, run_once
 
 _MAX_FAILED_SHARE = 0.05
 _MIN_FAILURES = 3
+_SPEED_PLAN = SpeedPlan(runs=1, prompt_tokens=8, answer_tokens=16)
+"""Fits the smallest context there is."""
 
 
 def baseline(child: Child | None, golden: GoldenSet) -> tuple[PromptScore, ...] | None:
@@ -40,7 +43,12 @@ def golden_trial(
         UnavailableError: its process died or does not answer.
         InvalidInputError: what it answers is no answer.
     """
-    run = ask_golden(child.upstream.url, plan.golden)
+    url = child.upstream.url
+    run = ask_golden(url, plan.golden)
+    speed = run.decode_tokens_per_s
+    if speed is None and plan.budget.decode_tokens_per_s is not None:
+        speed = _decode_speed(url)
+    peak, unread = child.peak_memory()
     return judge_trial(
         plan.rules,
         plan.budget,
@@ -48,10 +56,20 @@ def golden_trial(
         TrialMeasurement(
             scores=run.scores,
             old_scores=None if plan.revert else old,
-            decode_tokens_per_s=run.decode_tokens_per_s,
-            peak_rss_mib=child.peak_rss_mib(),
+            decode_tokens_per_s=speed,
+            peak_rss_mib=peak,
+            unread_memory=unread,
         ),
     )
+
+
+def _decode_speed(url: str) -> float | None:
+    """Measure with an answer of its own: golden answers of one token show no speed."""
+    try:
+        with open_client(url) as client:
+            return run_once(client, _SPEED_PLAN).decode_tokens_per_s
+    except SlmopsError:
+        return None
 
 
 def soak_problem(
@@ -60,7 +78,8 @@ def soak_problem(
     """Say what live traffic since the switch holds against the new model, or None.
 
     Any unplanned restart fails it. Failures count from the third and from 5 % of the
-    requests: one broken stream is a matter between client and network.
+    requests: one broken stream is a matter between client and network. Memory that is
+    limited but cannot be read fails too.
     """
     if counts.restarts:
         return f"its process ended {counts.restarts} times under live traffic"
@@ -68,7 +87,14 @@ def soak_problem(
     if failed and counts.failures > _MAX_FAILED_SHARE * counts.requests:
         return f"{counts.failures} of {counts.requests} live requests failed"
     limit = plan.budget.memory_mib
-    if limit is not None and peak_rss_mib is not None and peak_rss_mib > limit:
+    if limit is None:
+        return None
+    if peak_rss_mib is None:
+        return (
+            "peak memory under live traffic was not measured, the budget is"
+            f" {limit:g} MiB"
+        )
+    if peak_rss_mib > limit:
         return (
             f"peak memory {peak_rss_mib:.0f} MiB under live traffic is above the"
             f" budget {limit:g}"

@@ -8,6 +8,7 @@ comparison with the replaced model is one-sided and paired: same device, same pr
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from slmops.domain.blueprint import GoldenPlan
 from slmops.domain.device import Budget
@@ -46,9 +47,11 @@ class TrialMeasurement:
     old_scores: tuple[PromptScore, ...] | None
     """Of the replaced model, same prompts; None when there was none."""
     decode_tokens_per_s: float | None
-    """None when the runtime did not say."""
+    """None when the runtime did not say: fails a trial that has a speed budget."""
     peak_rss_mib: float | None
-    """None when it could not be read."""
+    """None when it could not be read: fails a trial that has a memory budget."""
+    unread_memory: str = ""
+    """Why `peak_rss_mib` is missing."""
 
 
 def card_delta(card_logprobs: Sequence[float], scores: Sequence[PromptScore]) -> float:
@@ -99,8 +102,9 @@ def judge_trial(
     Fails when first tokens differ from the card's by more than `plan.max_card_delta`,
     when the model is worse than the replaced one by more than `plan.max_paired_loss`,
     when it decodes at less than `plan.min_decode_ratio` of the budgeted speed, or when
-    its peak memory is above the budget. The reason holds figures and prompt indices,
-    never text.
+    its peak memory is above the budget. A budgeted figure that was not measured fails
+    too: a limit that nobody checked does not hold. The reason holds figures and prompt
+    indices, never text.
 
     Raises:
         InvalidInputError: scores and card are not of the same prompts.
@@ -160,20 +164,44 @@ def _loss_problems(plan: GoldenPlan, loss: float | None) -> list[str]:
 def _cost_problems(
     plan: GoldenPlan, budget: Budget, measured: TrialMeasurement
 ) -> list[str]:
-    problems = []
-    peak, speed = measured.peak_rss_mib, measured.decode_tokens_per_s
-    if budget.memory_mib is not None and peak is not None and peak > budget.memory_mib:
-        problems.append(
-            f"peak memory {peak:.0f} MiB is above the budget {budget.memory_mib:g}"
-        )
-    if budget.decode_tokens_per_s is not None and speed is not None:
-        least = plan.min_decode_ratio * budget.decode_tokens_per_s
-        if speed < least:
-            problems.append(
-                f"decode {speed:.2f} tokens/s is below {least:.2f}"
-                f" ({plan.min_decode_ratio:g} of the budget)"
-            )
-    return problems
+    return [
+        *_memory_problems(budget.memory_mib, measured),
+        *_speed_problems(plan, budget.decode_tokens_per_s, measured),
+    ]
+
+
+def _memory_problems(limit: float | None, measured: TrialMeasurement) -> list[str]:
+    peak = measured.peak_rss_mib
+    if limit is None:
+        return []
+    if not _is_measured(peak):
+        why = f" ({measured.unread_memory})" if measured.unread_memory else ""
+        return [f"peak memory was not measured{why}, the budget is {limit:g} MiB"]
+    if peak > limit:
+        return [f"peak memory {peak:.0f} MiB is above the budget {limit:g}"]
+    return []
+
+
+def _speed_problems(
+    plan: GoldenPlan, budgeted: float | None, measured: TrialMeasurement
+) -> list[str]:
+    speed = measured.decode_tokens_per_s
+    if budgeted is None:
+        return []
+    if not _is_measured(speed):
+        return [f"decode speed was not measured, the budget is {budgeted:g} tokens/s"]
+    least = plan.min_decode_ratio * budgeted
+    if speed < least:
+        return [
+            f"decode {speed:.2f} tokens/s is below {least:.2f}"
+            f" ({plan.min_decode_ratio:g} of the budget)"
+        ]
+    return []
+
+
+def _is_measured(figure: float | None) -> TypeGuard[float]:
+    """Comparing with NaN is never true: it must not look like being within a limit."""
+    return figure is not None and math.isfinite(figure) and figure > 0
 
 
 def _same_length(expected: int, found: int) -> None:

@@ -42,6 +42,8 @@ _OUT_OF_MEMORY = re.compile(
     r"|Cannot allocate memory",
     re.IGNORECASE,
 )
+_MEMORY_LINES = ("VmHWM", "RssAnon", "RssFile")
+"""What some sandboxes and old kernels leave out of ``/proc/PID/status``."""
 _CRASHES = {
     signal.SIGABRT,
     signal.SIGBUS,
@@ -132,7 +134,8 @@ class Worker:
         """Read the child's memory.
 
         Raises:
-            UnavailableError: it has ended, or this system has no ``/proc``.
+            UnavailableError: it has ended, this system has no ``/proc``, or its kernel
+                does not count peaks.
         """
         try:
             text = Path(f"/proc/{self.pid}/status").read_text()
@@ -144,6 +147,11 @@ class Worker:
         kib = {name: rest.split()[0] for name, _, rest in lines if rest.endswith("kB")}
         if "VmRSS" not in kib:
             raise UnavailableError(f"worker {self.pid} has ended")
+        missing = [name for name in _MEMORY_LINES if name not in kib]
+        if missing:
+            raise UnavailableError(
+                f"this system's /proc/PID/status has no {', '.join(missing)}"
+            )
 
         def mib(name: str) -> float:
             return int(kib[name]) / 1024

@@ -1,6 +1,7 @@
 """The trial's verdict."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -60,12 +61,43 @@ def test_memory_above_and_speed_below_the_budget_fail() -> None:
     assert "decode 30.00" in result.reason
 
 
-def test_what_could_not_be_measured_is_not_held_against_the_model() -> None:
-    budget = Budget(memory_mib=150, decode_tokens_per_s=200)
-    result = judge_trial(
-        PLAN, budget, CARD, measured(scores(-1.0, -2.0), speed=None, peak=None)
+@pytest.mark.parametrize("missing", [None, math.nan, math.inf, 0.0, -1.0])
+def test_a_budgeted_figure_that_was_not_measured_fails_and_is_named(
+    missing: float | None,
+) -> None:
+    fits = scores(-1.0, -2.0)
+    memory = judge_trial(
+        PLAN, Budget(memory_mib=150), CARD, measured(fits, peak=missing)
     )
+    assert not memory.passed
+    assert "peak memory was not measured, the budget is 150 MiB" in memory.reason
+    speed = judge_trial(
+        PLAN, Budget(decode_tokens_per_s=20), CARD, measured(fits, speed=missing)
+    )
+    assert not speed.passed
+    assert "decode speed was not measured, the budget is 20 tokens/s" in speed.reason
+
+
+def test_why_the_memory_could_not_be_read_is_said() -> None:
+    unread = replace(
+        measured(scores(-1.0, -2.0), peak=None), unread_memory="no VmHWM here"
+    )
+    result = judge_trial(PLAN, Budget(memory_mib=150), CARD, unread)
+    assert "not measured (no VmHWM here)" in result.reason
+
+
+def test_without_a_budget_nothing_needs_to_be_measured() -> None:
+    unmeasured = measured(scores(-1.0, -2.0), speed=None, peak=None)
+    result = judge_trial(PLAN, Budget(disk_mib=1), CARD, unmeasured)
     assert result.passed
+    assert result.peak_rss_mib is None
+    assert result.decode_tokens_per_s is None
+
+
+def test_figures_exactly_at_the_limits_pass() -> None:
+    budget = Budget(memory_mib=200, decode_tokens_per_s=120)
+    at_limit = measured(scores(-1.0, -2.0), speed=30.0, peak=200.0)
+    assert judge_trial(PLAN, budget, CARD, at_limit).passed
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.1])
