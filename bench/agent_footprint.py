@@ -37,7 +37,7 @@ from measure import (
 from slmops.domain.release import Estimate
 from slmops.testing.stage import Stage, echo_artefact, stage
 
-HEAVY = ("torch", "numpy", "pandas", "sqlalchemy", "alembic", "altair", "gguf")
+HEAVY = ("torch", "numpy", "pandas", "sqlalchemy", "alembic", "altair", "gguf", "rich")
 """Not to be found in an agent."""
 SETTLE_S = 3.0
 IMPORTS: Mapping[str, Sequence[str]] = {
