@@ -30,7 +30,7 @@ from slmops.domain.ids import Digest, check_name, digest_hex, parse_digest
 from slmops.domain.release import Release, Variant
 from slmops.registry import oci
 from slmops.registry.blobs import BlobStore, bytes_digest, write_atomically
-from slmops.registry.metadata import MetadataFolder, SignedState
+from slmops.registry.metadata import MetadataFolder, SignedState, read_part
 from slmops.registry.signing import OnlineKeys, ReleaseKeys
 from slmops.wire import codec
 
@@ -137,15 +137,20 @@ class Catalog:
         digest = _release_digest(state, label)
         if digest is None:
             known = ", ".join(_labels(state)) or "none"
-            raise NotFoundError(f"release {label!r} is not published; known: {known}")
+            raise NotFoundError(
+                f"release {label[:80]!r} is not published; known: {known}"
+            )
         path = self._document_path(label, digest)
-        try:
-            document = path.read_bytes()
-        except FileNotFoundError:
-            raise UntrustedError(f"{path} is missing") from None
+        document = read_part(path)
         if bytes_digest(document) != digest:
             raise UntrustedError(f"{path} is damaged: its bytes do not match")
-        return codec.decode_json(document, Release, where=str(path)), digest
+        try:
+            release = codec.decode_json(document, Release, where=str(path))
+        except InvalidInputError as error:
+            raise UntrustedError(f"{error}; it was signed by another version") from None
+        if release.label != label:
+            raise UntrustedError(f"release {label} says it is {release.label}")
+        return release, digest
 
     def verify(self, label: str) -> VerifiedRelease:
         """Check signatures and hash every blob of a release again.
@@ -190,7 +195,7 @@ class Catalog:
             first = self.root / "metadata" / "1.root.json"
             if not first.exists():
                 return None
-            pinned = first.read_bytes()
+            pinned = read_part(first)
         return MetadataFolder(self.root / "metadata", pinned).state()
 
     def _document_path(self, label: str, digest: Digest) -> Path:
@@ -222,11 +227,11 @@ class Catalog:
         write_atomically(self.root / "index.json", content)
 
     def _verify_layout(self, image: oci.ReleaseImage) -> None:
-        layout = (self.root / "oci-layout").read_bytes()
+        layout = read_part(self.root / "oci-layout")
         if layout != oci.OCI_LAYOUT:
             raise UntrustedError(f"{self.root / 'oci-layout'} is damaged")
         path = self.root / "index.json"
-        raw = path.read_bytes()
+        raw = read_part(path)
         try:
             entries = {
                 entry["annotations"][oci.REF_NAME]: entry
@@ -292,7 +297,11 @@ def _targets(release: Release, document: bytes) -> list[TargetFile]:
 def _release_digest(state: SignedState | None, label: str) -> Digest | None:
     targets: Targets | None = state.targets if state else None
     target = targets.targets.get(f"releases/{label}.json") if targets else None
-    return Digest("sha256:" + target.hashes["sha256"]) if target else None
+    if target is None:
+        return None
+    if "sha256" not in target.hashes:
+        raise UntrustedError(f"release {label}: its signed target has no SHA-256")
+    return Digest("sha256:" + target.hashes["sha256"])
 
 
 def _labels(state: SignedState | None) -> tuple[str, ...]:

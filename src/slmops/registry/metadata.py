@@ -136,7 +136,7 @@ class MetadataFolder:
         """Yield path and bytes of the root files, oldest first."""
         version = 1
         while (path := self.path / f"{version}.root.json").exists():
-            yield path, path.read_bytes()
+            yield path, read_part(path)
             version += 1
 
     def _newest_root(self) -> Root:
@@ -187,12 +187,23 @@ class MetadataFolder:
         write_atomically(self.path / "timestamp.json", raw)
 
     def _read(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except FileNotFoundError:
-            raise UntrustedError(
-                f"registry metadata is incomplete: {self.path / name} is missing"
-            ) from None
+        return read_part(self.path / name)
+
+
+def read_part(path: Path) -> bytes:
+    """Return a file that belongs to a published registry.
+
+    Raises:
+        UntrustedError: it is missing or cannot be read: the registry is not whole.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UntrustedError(f"registry is incomplete: {path} is missing") from None
+    except OSError as error:
+        raise UntrustedError(
+            f"registry is damaged: {path} cannot be read: {error.strerror}"
+        ) from None
 
 
 def _first(signed: _Role, now: float) -> _Role:
