@@ -52,13 +52,6 @@ def ask(built: Stage, state: Path, text: str = "hello") -> httpx.Response:
     )
 
 
-def children(built: Stage, state: Path) -> list[int]:
-    """Return the model processes of an agent."""
-    tasks = Path(f"/proc/{built.process(state.name).pid}/task")
-    listed = [path.read_text() for path in tasks.glob("*/children")]
-    return [int(pid) for text in listed for pid in text.split()]
-
-
 @pytest.mark.parametrize("memory_mib", [1024, 241], ids=["overlap", "queue"])
 def test_good_and_bad_updates_fail_no_request(built: Stage, memory_mib: int) -> None:
     built.publish(1, echo_artefact(delay_ms=2))
@@ -118,7 +111,7 @@ def test_an_older_release_comes_back_from_its_slot_without_a_download(
 
 def test_a_killed_model_process_gives_503_and_comes_back(built: Stage) -> None:
     state = one_device(built, start_delay_ms=300)
-    (child,) = children(built, state)
+    (child,) = built.children(state.name)
     os.kill(child, signal.SIGKILL)
     wait_until(lambda: ask(built, state).status_code == 503, "503")
     answer = ask(built, state)
@@ -126,7 +119,7 @@ def test_a_killed_model_process_gives_503_and_comes_back(built: Stage) -> None:
         assert answer.headers["Retry-After"] == "1"
         assert answer.json()["error"]["code"] == "model_unavailable"
     wait_until(lambda: ask(built, state).status_code == 200, "recovery")
-    assert children(built, state) != [child]
+    assert built.children(state.name) != [child]
 
 
 def test_a_model_that_crashes_on_a_prompt_breaks_one_stream_and_recovers(

@@ -1,5 +1,7 @@
 """A whole fleet of real processes on one machine: registry, control plane, agents.
 
+All of them end with the process that set the stage up, also when that is killed.
+
 Releases carry echo artefacts (`slmops.runtimes.echo_model`) with golden answers that
 were really recorded, so a bad artefact fails the real trial on the real agent.
 """
@@ -27,6 +29,7 @@ from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.golden import ask_golden, record_golden
 from slmops.runtimes.worker import start_worker
 from slmops.testing.sample_release import publish_sample, sample_release
+from slmops.testing.tether import tethered
 from slmops.wire import codec
 
 QUICK = RolloutPolicy(
@@ -211,6 +214,12 @@ class Stage:
         """Wait until a process ended by itself; return its exit code."""
         return self._processes.pop(name).wait(timeout_s)
 
+    def children(self, name: str) -> list[int]:
+        """Return the process ids of a process's children: an agent's models."""
+        tasks = Path(f"/proc/{self.process(name).pid}/task")
+        listed = [path.read_text() for path in tasks.glob("*/children")]
+        return [int(pid) for text in listed for pid in text.split()]
+
     def log(self, name: str) -> str:
         """Return the end of a process's log."""
         path = self.folder / f"{name}.log"
@@ -228,7 +237,7 @@ class Stage:
         assert name not in self._processes, f"{name} runs already"
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                command,
+                tethered(command),
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
