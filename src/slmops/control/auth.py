@@ -4,9 +4,9 @@ Tokens are 256 random bits. Only their SHA-256 is stored: such tokens cannot be 
 so a slow password hash would add nothing.
 """
 
+import contextlib
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from collections import OrderedDict
@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slmops.domain.errors import UnavailableError, UntrustedError
+from slmops.registry.blobs import write_atomically
 
 OPERATOR_TOKEN_FILE = "operator-token"  # noqa: S105 - a file name
 _REMEMBERED = 200_000
+_LEAST_TOKEN = 16
 
 
 def new_token(kind: str) -> str:
@@ -34,18 +36,26 @@ def hash_token(token: str) -> str:
 
 
 def load_operator_token(folder: Path) -> str:
-    """Return the operator's token, made at first use, in a file only its owner reads."""
+    """Return the operator's token, made at first use, in a file only its owner reads.
+
+    Raises:
+        UntrustedError: the file holds no token: an empty one would let everybody in.
+    """
     path = folder / OPERATOR_TOKEN_FILE
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists():
+        content = (new_token("operator") + "\n").encode("ascii")
+        with contextlib.suppress(FileExistsError):  # of two starting at once, one wins
+            write_atomically(path, content, mode=0o600, replace=False)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="ascii").strip()
-    token = new_token("operator")
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(token + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UntrustedError(f"{path} cannot be read: {error}") from None
+    if len(token) < _LEAST_TOKEN:
+        raise UntrustedError(
+            f"{path} must hold a token of at least {_LEAST_TOKEN} characters,"
+            f" got {len(token)}; remove it to get a new one"
+        )
     return token
 
 

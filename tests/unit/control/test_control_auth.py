@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from slmops.control.auth import (
+    OPERATOR_TOKEN_FILE,
     OperatorDoor,
     RateLimit,
     hash_token,
@@ -42,3 +43,14 @@ def test_a_rate_limit_refills_with_time_and_is_per_device() -> None:
     limit.take("b")
     now[0] = 1.0
     limit.take("a")
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"short\n", b"\xff" * 40])
+def test_a_token_file_without_a_token_opens_no_door(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / OPERATOR_TOKEN_FILE
+    path.write_bytes(content)
+    with pytest.raises(UntrustedError, match="operator-token"):
+        load_operator_token(tmp_path)
+    assert path.read_bytes() == content
