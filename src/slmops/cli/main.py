@@ -20,7 +20,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "slmops.cli.plan:plan",
         "Predict sizes, memory and speed before building.",
     ),
-    "release": ("slmops.cli.release:release", "Sign, list, show and verify releases."),
+    "build": ("slmops.cli.build:build", "Quantize, measure and choose variants."),
+    "report": ("slmops.cli.build:report", "Show a finished build, write its page."),
+    "release": (
+        "slmops.cli.release:release",
+        "Create, list, show and verify releases.",
+    ),
     "serve": ("slmops.cli.serve:serve", "Run the control plane and its dashboard."),
     "device": ("slmops.cli.device:device", "Enrolment tokens and the fleet's devices."),
     "agent": ("slmops.cli.agent:agent", "Run the agent on a device."),
@@ -65,7 +70,7 @@ class _Nouns(click.Group):
 def app(ctx: click.Context, workspace: Path) -> None:
     """Small language models on fleets of devices that do not look alike.
 
-    Start with: init, model import, plan. Every command takes --json for machines and
+    Start with: model import, init, plan, build, release create. Every command takes --json for machines and
     --help for people.
     """
     ctx.obj = Workspace(root=workspace.absolute())

@@ -1,5 +1,6 @@
-"""``slmops release``: look at published releases and verify them."""
+"""``slmops release``: publish builds, look at releases and verify them."""
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from slmops.cli import render
 from slmops.registry.workspace import Workspace
 
 if TYPE_CHECKING:
+    from slmops.domain.ids import Digest
     from slmops.domain.release import Release, Variant
     from slmops.registry.catalog import Catalog
 
@@ -17,13 +19,51 @@ _MIB = 1 << 20
 
 @click.group()
 def release() -> None:
-    """Look at signed releases and verify them.
+    """Publish builds as signed releases, look at them and verify them.
 
     A release is immutable: its artefacts, cards and golden prompts, signed with TUF
     metadata, in a folder that OCI tools can read.
 
     Example: slmops release show assistant-1
     """
+
+
+@release.command()
+@click.argument("build_id", metavar="[BUILD]", default="latest")
+@click.option("--force", is_flag=True, help="Release below the quality floor.")
+@click.option("--reason", help="Why, for the record; goes with --force.")
+@render.as_json
+@click.pass_obj
+def create(
+    workspace: Workspace, build_id: str, force: bool, reason: str | None, as_json: bool
+) -> None:
+    """Sign and publish BUILD (the latest by default) as the next version.
+
+    The first release makes the signing keys in the workspace's keys folder; set
+    SLMOPS_KEY_PASSPHRASE to keep them encrypted. A build below its quality floor is
+    refused unless forced with a reason, which the release then carries for good.
+
+    Example: slmops release create
+    """
+    from slmops.registry.keys import key_passphrase
+    from slmops.registry.signing import ReleaseKeys
+    from slmops.workshop.builds import load_build
+    from slmops.workshop.releases import create_release
+
+    if force != (reason is not None):
+        raise click.UsageError("--force and --reason go together")
+    now = time.time()
+    build = load_build(workspace, build_id)
+    keys = ReleaseKeys.load_or_create(
+        workspace.keys, now=now, passphrase=key_passphrase(os.environ)
+    )
+    found, digest = create_release(workspace, build, keys, now, reason)
+    if as_json:
+        render.json_document(_document(found, digest))
+        return
+    render.text(f"published {found.label}, {digest}")
+    _render(found)
+    render.note(f"next: slmops serve; slmops rollout start {found.label}")
 
 
 @release.command("list")
@@ -74,24 +114,12 @@ def show(workspace: Workspace, label: str, as_json: bool) -> None:
 
     Example: slmops release show assistant-1
     """
-    from slmops.wire.codec import to_plain
-
     found, digest = _catalog(workspace).load(label)
     if as_json:
-        render.json_document(
-            {**to_plain(found), "label": found.label, "digest": digest}
-        )
+        render.json_document(_document(found, digest))
         return
-    render.table(
-        (
-            *("classes", "type", "MiB", "mean KLD", "same top-1"),
-            *("decode tok/s", "peak RSS MiB", "digest"),
-        ),
-        [_row(variant) for variant in found.variants],
-        title=f"{found.label}, {digest}",
-    )
-    for line in _remarks(found):
-        render.text(line)
+    render.text(f"{found.label}, {digest}")
+    _render(found)
 
 
 @release.command()
@@ -139,13 +167,31 @@ def _catalog(workspace: Workspace) -> "Catalog":
     )
 
 
+def _document(found: "Release", digest: "Digest") -> dict[str, object]:
+    from slmops.wire.codec import to_plain
+
+    return {**to_plain(found), "label": found.label, "digest": digest}
+
+
+def _render(found: "Release") -> None:
+    render.table(
+        (
+            *("classes", "type", "MiB", "mean KLD", "same top-1"),
+            *("decode tok/s", "peak RSS MiB", "digest"),
+        ),
+        [_row(variant) for variant in found.variants],
+    )
+    for line in _remarks(found):
+        render.text(line)
+
+
 def _row(variant: "Variant") -> tuple[object, ...]:
     card = variant.card
     kld, top1 = card.fidelity.mean_kld, card.fidelity.same_top1
     speed = card.speed[0] if card.speed else None
     return (
         ", ".join(variant.classes),
-        card.quantization + (" *" if card.reference_grid else ""),
+        card.quantization,
         round(variant.bytes / _MIB, 1),
         f"{kld.value:.4f} ({kld.low:.4f} to {kld.high:.4f})",
         f"{top1.value:.3f} ({top1.low:.3f} to {top1.high:.3f})",
@@ -158,7 +204,7 @@ def _row(variant: "Variant") -> tuple[object, ...]:
 def _remarks(found: "Release") -> list[str]:
     grids = {variant.card.reference_grid or "" for variant in found.variants} - {""}
     lines = [
-        f"* the reference was dequantized from {grid}: figures of that type are flattered"
+        f"the reference was dequantized from {grid}: figures of that type are flattered"
         for grid in sorted(grids)
     ]
     if found.forced:

@@ -17,7 +17,8 @@ as_json = click.option(
 """Option every command takes."""
 
 Progress = Callable[[str, float, float], None]
-"""Called with (what is being done, done so far, total); total 0 when unknown."""
+"""Called with (what is being done, done so far, total); total 0 when unknown. What runs
+at the same time is joined by `` + ``."""
 
 
 def json_document(document: object) -> None:
@@ -71,13 +72,14 @@ def table(
 def progress(*, quiet: bool = False) -> Iterator[Progress]:
     """Show progress bars on standard error while work reports through the callback."""
     if quiet or not sys.stderr.isatty():
-        last = ""
+        told: set[str] = set()
 
         def report_line(what: str, done: float, total: float) -> None:
-            nonlocal last
-            if what != last and not quiet:
-                note(f"  {what}")
-            last = what
+            # Tasks that run together come joined; each is worth one line of a log.
+            for part in what.split(" + "):
+                if part not in told and not quiet:
+                    note(f"  {part}")
+                told.add(part)
 
         yield report_line
         return

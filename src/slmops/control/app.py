@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
@@ -25,6 +26,7 @@ from slmops.control.snapshot import take_snapshot
 from slmops.control.store_sql import open_sqlite_store
 from slmops.domain.errors import SlmopsError, UnavailableError
 from slmops.registry.catalog import Catalog
+from slmops.registry.keys import key_passphrase
 from slmops.registry.signing import PINNED_ROOT, OnlineKeys, ReleaseKeys
 from slmops.registry.workspace import Workspace
 from slmops.wire import codec
@@ -144,9 +146,10 @@ def load_online_keys(workspace: Workspace, *, now: float) -> OnlineKeys:
     A workspace without any gets its whole set here, so that devices can enrol before
     the first release; the offline ones may then be moved away.
     """
+    passphrase = key_passphrase(os.environ)
     if not (workspace.keys / PINNED_ROOT).exists():
-        ReleaseKeys.load_or_create(workspace.keys, now=now)
-    return OnlineKeys.load(workspace.keys)
+        ReleaseKeys.load_or_create(workspace.keys, now=now, passphrase=passphrase)
+    return OnlineKeys.load(workspace.keys, passphrase=passphrase)
 
 
 def _build_plane(settings: ControlSettings) -> Plane:

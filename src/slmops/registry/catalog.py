@@ -126,6 +126,15 @@ class Catalog:
         """
         return _labels(self._state())
 
+    def versions(self, name: str) -> tuple[int, ...]:
+        """Return the published versions of a product, rising.
+
+        Raises:
+            UntrustedError: the metadata does not hold.
+        """
+        parts = (label.rpartition("-") for label in self.labels())
+        return tuple(sorted(int(version) for own, _, version in parts if own == name))
+
     def load(self, label: str) -> tuple[Release, Digest]:
         """Return a release and the digest of its document; signatures are checked.
 

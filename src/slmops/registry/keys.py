@@ -5,6 +5,7 @@ gives a passphrase to whoever calls `create`/`load` with one.
 """
 
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 
 from slmops.domain.errors import ConflictError, NotFoundError, UntrustedError
 from slmops.registry.blobs import write_atomically
+from slmops.wire.settings import load_settings
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeySettings:
+    """How keys on disk are protected; from ``SLMOPS_KEY_…`` variables."""
+
+    passphrase: str | None = None
+    """Encrypts keys when they are made and opens them later; None leaves them plain,
+    guarded by their file mode alone."""
+
+
+def key_passphrase(environment: Mapping[str, str]) -> str | None:
+    """Return what ``SLMOPS_KEY_PASSPHRASE`` says, None without it."""
+    return load_settings(
+        KeySettings, path=None, environment=environment, prefix="SLMOPS_KEY_"
+    ).passphrase
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ class Board:
                 self._show()
 
     def _show(self) -> None:
-        what = " + ".join(sorted(self._parts)) or "build"
+        if not self._parts:
+            return
+        what = " + ".join(sorted(self._parts))
         done = self._done + sum(self._parts.values())
         self.progress(what, min(done, self.total) if self.total else done, self.total)

@@ -1,11 +1,56 @@
-"""From a build's evidence to a release document; signing and publishing come after."""
+"""From a build's evidence to a signed and published release."""
 
 from slmops.domain.errors import ConflictError, OverBudgetError
+from slmops.domain.ids import Digest
 from slmops.domain.release import ForcedRelease, Release
 from slmops.registry.blobs import BlobStore
+from slmops.registry.catalog import Catalog
+from slmops.registry.signing import ReleaseKeys
 from slmops.registry.workspace import Workspace
 from slmops.wire.codec import document_digest
 from slmops.workshop.build_result import BuildResult
+
+
+def create_release(
+    workspace: Workspace,
+    build: BuildResult,
+    keys: ReleaseKeys,
+    now: float,
+    forced: str | None = None,
+) -> tuple[Release, Digest]:
+    """Compose, sign and publish the next version of a build's product.
+
+    Killed midway it has published nothing; run again it begins anew.
+
+    Args:
+        workspace: holds artefacts, and takes the release into its registry.
+        build: the evidence.
+        keys: of all roles.
+        now: Unix time, seconds.
+        forced: why it may be below the quality floor.
+
+    Returns:
+        The release and the digest of its document.
+
+    Raises:
+        ConflictError: the latest version holds this very build.
+        OverBudgetError, UntrustedError, NotFoundError: as `compose_release`.
+    """
+    catalog = Catalog(workspace.registry, pinned_root=keys.root_json)
+    versions = catalog.versions(build.blueprint.name)
+    previous = versions[-1] if versions else None
+    if previous is not None:
+        latest, _ = catalog.load(f"{build.blueprint.name}-{previous}")
+        if latest.build == document_digest(build):
+            raise ConflictError(
+                f"release {latest.label} holds this build already; change the blueprint"
+                " and build again for a new version"
+            )
+    release = compose_release(
+        workspace, build, (previous or 0) + 1, previous, now, forced
+    )
+    digest = catalog.publish(release, BlobStore(workspace.blobs), keys)
+    return release, digest
 
 
 def compose_release(
@@ -40,7 +85,7 @@ def compose_release(
     violations = release_violations(build)
     if violations and forced is None:
         raise OverBudgetError(
-            "the build is below the quality floor: "
+            "the build cannot be released: "
             + "; ".join(violations)
             + ". To release it all the same, force it with a reason"
         )
@@ -66,9 +111,11 @@ def compose_release(
 
 
 def release_violations(build: BuildResult) -> tuple[str, ...]:
-    """Say what the quality floor has against a build, class by class."""
-    return tuple(
-        f"class {selection.device_class}, {selection.quantization}: {violation}"
-        for selection in build.selection
-        for violation in selection.violations
-    )
+    """Say what the quality floor has against each chosen variant, and for whom."""
+    classes: dict[str, list[str]] = {}
+    for selection in build.selection:
+        for violation in selection.violations:
+            classes.setdefault(f"{selection.quantization}: {violation}", []).append(
+                selection.device_class
+            )
+    return tuple(f"{what} (for {', '.join(names)})" for what, names in classes.items())

@@ -1,0 +1,179 @@
+"""`slmops build` and `slmops report`: measured variants, and the evidence for them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from slmops.cli import render
+from slmops.registry.workspace import Workspace
+
+if TYPE_CHECKING:
+    from slmops.domain.release import Estimate
+    from slmops.workshop.build_result import BuildResult, Candidate
+
+_MB = 1_000_000
+_REPORT_FOLDER = Path("build-report")
+
+_output = click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=_REPORT_FOLDER,
+    show_default=True,
+    help="Folder for build.html, pareto.png, pareto.svg and build.json.",
+)
+
+
+@click.command()
+@click.argument("blueprint", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--candidates",
+    metavar="TYPE,TYPE…",
+    help="Try these quantizations instead of the blueprint's, e.g. Q8_0,Q4_K_M.",
+)
+@click.option(
+    "--below-floor",
+    is_flag=True,
+    help="Choose below the quality floor too; its release must be forced.",
+)
+@_output
+@render.as_json
+@click.pass_obj
+def build(
+    workspace: Workspace,
+    blueprint: Path,
+    candidates: str | None,
+    below_floor: bool,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Quantize, measure and choose the variants of BLUEPRINT.
+
+    Every candidate is evaluated in the runtime that will serve it, next to two control
+    rows: the reference against itself, and 8-bit. Finished steps are kept: a second
+    build computes nothing, and a killed one goes on where it was.
+
+    Example: slmops build blueprint.yaml
+    """
+    from slmops.workshop.blueprints import load_blueprint
+    from slmops.workshop.pipeline import BuildOptions, run_build
+    from slmops.workshop.report.page import write_report
+
+    wanted = load_blueprint(blueprint)
+    options = BuildOptions(candidates=_names(candidates), below_floor=below_floor)
+    with render.progress(quiet=as_json) as progress:
+        run = run_build(
+            wanted,
+            workspace,
+            folder=blueprint.absolute().parent,
+            options=options,
+            progress=progress,
+        )
+    files = write_report(run.result, output)
+    if as_json:
+        render.json_document(
+            {
+                "build": run.id,
+                "steps_computed": run.executed,
+                "steps_reused": len(run.steps) - run.executed,
+                "stages_s": run.stages,
+                "files": {what: str(path) for what, path in files.items()},
+                "result": run.result,
+            }
+        )
+        return
+    _render(run.result)
+    render.note(
+        f"build {run.id[:19]}: {run.executed} steps computed,"
+        f" {len(run.steps) - run.executed} reused, {sum(run.stages.values()):.1f} s"
+    )
+    render.note(f"page: {files['page']}; next: slmops release create")
+
+
+@click.command()
+@click.argument("build_id", metavar="[BUILD]", default="latest")
+@_output
+@render.as_json
+@click.pass_obj
+def report(workspace: Workspace, build_id: str, output: Path, as_json: bool) -> None:
+    """Show a finished BUILD again, and write its page.
+
+    BUILD is a digest or the beginning of one; without it, the latest.
+
+    Example: slmops report --output build-report
+    """
+    from slmops.workshop.builds import load_build
+    from slmops.workshop.report.page import write_report
+
+    result = load_build(workspace, build_id)
+    files = write_report(result, output)
+    if as_json:
+        render.json_document(result)
+        return
+    _render(result)
+    render.note(f"page: {files['page']}")
+
+
+def _names(candidates: str | None) -> tuple[str, ...] | None:
+    if candidates is None:
+        return None
+    return tuple(name.strip() for name in candidates.split(",") if name.strip())
+
+
+def _render(result: "BuildResult") -> None:
+    render.table(
+        (
+            *("candidate", "MB", "bits/weight", "mean KLD", "p99 KLD", "same top-1"),
+            *("perplexity", "decode tok/s", "first token ms", "peak MiB"),
+        ),
+        [_row(row, result) for row in (result.reference, *result.candidates)],
+        title=f"{result.blueprint.name}: {result.model.name}, measured",
+    )
+    render.text()
+    render.table(
+        ("class", "variant", "why"),
+        [(s.device_class, s.quantization, s.reason) for s in result.selection],
+    )
+    for selection in result.selection:
+        for violation in selection.violations:
+            render.note(f"class {selection.device_class}: {violation}")
+    for line in _remarks(result):
+        render.note(line)
+
+
+def _row(candidate: "Candidate", result: "BuildResult") -> tuple[object, ...]:
+    card, fidelity = candidate.card, candidate.card.fidelity
+    name = candidate.quantization + (" *" if candidate.on_reference_grid else "")
+    if candidate.digest in {result.reference.digest, result.control.digest}:
+        name += " (control)"
+    speed = card.speed[0] if card.speed else None
+    return (
+        name,
+        round(card.bytes / _MB, 1),
+        round(card.bits_per_weight, 2),
+        _bounds(fidelity.mean_kld, 4),
+        round(fidelity.p99_kld.value, 3),
+        _bounds(fidelity.same_top1, 3),
+        round(fidelity.perplexity.value, 2),
+        round(speed.decode_tokens_per_s.value, 1) if speed else None,
+        round(speed.first_token_ms.value) if speed else None,
+        round(speed.peak_rss_mib) if speed else None,
+    )
+
+
+def _bounds(estimate: "Estimate", digits: int) -> str:
+    return (
+        f"{estimate.value:.{digits}f}"
+        f" ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
+    )
+
+
+def _remarks(result: "BuildResult") -> list[str]:
+    lines = [
+        "KLD in nats over the reference's 256 likeliest tokens and the rest as one: a"
+        " lower bound; in brackets 95 % bounds; speed with the first class's threads"
+    ]
+    if result.model.source_quantization:
+        grid = result.model.source_quantization
+        lines.append(f"* flattered: the reference was dequantized from {grid}")
+    return lines
