@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
@@ -222,6 +223,33 @@ def test_a_prompt_beyond_the_context_is_refused_in_openais_words(
         device.ask("river " * 2 * CONTEXT)
     assert caught.value.code == "context_length_exceeded"
     assert device.answers()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": "x", "name": 3}]},
+        {"messages": [{"role": "assistant", "tool_calls": [3]}]},
+        {"tools": [{"type": "function", "function": {}}]},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"schema": {"$ref": "#/x"}},
+            }
+        },
+        {"top_logprobs": 3},
+    ],
+    ids=["name", "calls", "tools", "schema", "reference", "logprobs"],
+)
+def test_a_client_s_mistake_is_a_400_and_no_failure_of_the_model(
+    device: Device, body: dict[str, object]
+) -> None:
+    question = {"messages": [{"role": "user", "content": "Hello!"}], **body}
+    url = f"{device.stage.endpoint(device.state)}/v1/chat/completions"
+    answer = httpx.post(url, json=question, timeout=20)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_a_killed_model_gives_503_with_a_reason_and_comes_back(device: Device) -> None:

@@ -11,6 +11,8 @@ from starlette.responses import Response
 from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.wire import codec
 
+_NOT_UNDERSTOOD = ("Failed to parse messages", "Failed to parse tools")
+"""How llama-server begins a 500 that is the request's fault, not the model's."""
 RETRY_AFTER_S = 1
 """What a client is told to wait while a model is loaded or restarted."""
 
@@ -81,17 +83,17 @@ def unavailable_response(error: UnavailableError) -> Response:
 
 
 def refusal_of_runtime(status: int, tree: object) -> RequestRefused | None:
-    """Translate a runtime's refusal (4xx); None when it is the runtime's own failure.
+    """Translate a runtime's refusal; None when it is the runtime's own failure.
 
     Args:
         status: what the runtime answered.
         tree: its body, parsed; anything.
     """
-    if not 400 <= status < 500:  # noqa: PLR2004 - RFC 9110
-        return None
     error = tree.get("error") if isinstance(tree, dict) else None
     said = error if isinstance(error, dict) else {}
     message = str(said.get("message") or f"the runtime refused it with {status}")
+    if not 400 <= status < 500 and not message.startswith(_NOT_UNDERSTOOD):  # noqa: PLR2004 - RFC 9110
+        return None
     if said.get("type") == "exceed_context_size_error":
         return RequestRefused(
             f"This model's maximum context length is {said.get('n_ctx')} tokens;"

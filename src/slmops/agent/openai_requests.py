@@ -5,17 +5,17 @@ Unknown parameters are refused by name, as OpenAI does: a silently dropped
 their cloud (``user``, ``store``, ``metadata`` …) are accepted and dropped.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from slmops.agent import openai_checks as checks
+from slmops.agent.openai_checks import Check
 from slmops.agent.openai_errors import RequestRefused
 from slmops.domain.errors import InvalidInputError
 from slmops.wire import codec
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
-_MAX_LISTED = 2048
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _DROPPED = frozenset(
     {
         *("user", "store", "metadata", "service_tier", "safety_identifier"),
@@ -24,9 +24,6 @@ _DROPPED = frozenset(
     }
 )
 """Without meaning on a device; accepted, not passed on, not kept."""
-
-Check = Callable[[Any], str | None]
-"""Returns what was expected when the value is wrong, else None."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +59,8 @@ def read_request(path: str, raw: bytes) -> Asked:
     known = _CHAT_PARAMETERS if path == CHAT else _PLAIN_PARAMETERS
     body = _checked(tree, known)
     _require(body, "messages" if path == CHAT else "prompt")
+    if path == CHAT:
+        body["messages"] = [checks.passed_on(each) for each in body["messages"]]
     options = body.pop("stream_options", None) or {}
     stream = body.get("stream") is True
     if stream:
@@ -116,118 +115,39 @@ def _shown(value: object) -> str:
     return names.get(type(value), "null")
 
 
-def _number(low: float, high: float) -> Check:
-    def check(value: Any) -> str | None:  # noqa: ANN401 - untrusted JSON
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        return (
-            None if good and low <= value <= high else f"a number {low:g} to {high:g}"
-        )
-
-    return check
-
-
-def _integer(low: int, high: int) -> Check:
-    def check(value: Any) -> str | None:  # noqa: ANN401 - untrusted JSON
-        good = isinstance(value, int) and not isinstance(value, bool)
-        if good and low <= value <= high:
-            return None
-        return f"an integer {low} to {high}"
-
-    return check
-
-
-def _kind(kind: type, expected: str) -> Check:
-    def check(value: Any) -> str | None:  # noqa: ANN401 - untrusted JSON
-        return None if isinstance(value, kind) else expected
-
-    return check
-
-
-def _only(*allowed: object) -> Check:
-    def check(value: Any) -> str | None:  # noqa: ANN401 - untrusted JSON
-        good = any(value is one or value == one for one in allowed)
-        return None if good else " or ".join(str(one) for one in allowed)
-
-    return check
-
-
-def _stop(value: Any) -> str | None:  # noqa: ANN401 - untrusted JSON
-    texts = value if isinstance(value, list) else [value]
-    good = len(texts) <= 16 and all(isinstance(text, str) for text in texts)  # noqa: PLR2004
-    return None if good else "text or a list of at most 16 texts"
-
-
-def _prompt(value: Any) -> str | None:  # noqa: ANN401 - untrusted JSON
-    return None if isinstance(value, str) else "one text (lists are not supported)"
-
-
-def _messages(value: Any) -> str | None:  # noqa: ANN401 - untrusted JSON
-    if not isinstance(value, list) or not 0 < len(value) <= _MAX_LISTED:
-        return f"a list of 1 to {_MAX_LISTED} messages"
-    for index, message in enumerate(value):
-        expected = _message(message)
-        if expected is not None:
-            return f"messages[{index}] to be {expected}"
-    return None
-
-
-def _message(message: Any) -> str | None:  # noqa: ANN401 - untrusted JSON
-    if not isinstance(message, dict):
-        return "an object"
-    if message.get("role") not in _ROLES:
-        return f"of a role among {', '.join(_ROLES)}"
-    content = message.get("content")
-    if content is None and message.get("role") == "assistant":
-        return None if message.get("tool_calls") else "with content or tool_calls"
-    if isinstance(content, str):
-        return None
-    parts = content if isinstance(content, list) else [None]
-    if parts and all(_is_text_part(part) for part in parts):
-        return None
-    return "with content of text, or a list of text parts (this model reads text only)"
-
-
-def _is_text_part(part: Any) -> bool:  # noqa: ANN401 - untrusted JSON
-    return (
-        isinstance(part, dict)
-        and part.get("type") == "text"
-        and isinstance(part.get("text"), str)
-    )
-
-
 _SAMPLING: dict[str, Check] = {
-    "model": _kind(str, "a model's name"),
-    "max_tokens": _integer(1, 1 << 20),
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "top_k": _integer(0, 1 << 20),
-    "min_p": _number(0, 1),
-    "repeat_penalty": _number(0.1, 10),
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
-    "seed": _integer(-(1 << 63), (1 << 63) - 1),
-    "stop": _stop,
-    "n": _only(1),
-    "stream": _kind(bool, "true or false"),
-    "stream_options": _kind(dict, "an object"),
-    "logit_bias": _kind(dict, "an object"),
+    "model": checks.kind(str, "a model's name"),
+    "max_tokens": checks.integer(1, 1 << 20),
+    "temperature": checks.number(0, 2),
+    "top_p": checks.number(0, 1),
+    "top_k": checks.integer(0, 1 << 20),
+    "min_p": checks.number(0, 1),
+    "repeat_penalty": checks.number(0.1, 10),
+    "presence_penalty": checks.number(-2, 2),
+    "frequency_penalty": checks.number(-2, 2),
+    "seed": checks.integer(-(1 << 63), (1 << 63) - 1),
+    "stop": checks.stop,
+    "n": checks.only(1, "1"),
+    "stream": checks.kind(bool, "true or false"),
+    "stream_options": checks.kind(dict, "an object"),
+    "logit_bias": checks.logit_bias,
 }
 _CHAT_PARAMETERS: dict[str, Check] = {
     **_SAMPLING,
-    "messages": _messages,
-    "max_completion_tokens": _integer(1, 1 << 20),
-    "logprobs": _kind(bool, "true or false"),
-    "top_logprobs": _integer(0, 20),
-    "response_format": _kind(dict, "an object"),
-    "tools": _kind(list, "a list"),
-    "tool_choice": _kind((str, dict), "text or an object"),  # type: ignore[arg-type]
-    "parallel_tool_calls": _kind(bool, "true or false"),
+    "messages": checks.messages,
+    "max_completion_tokens": checks.integer(1, 1 << 20),
+    "logprobs": checks.kind(bool, "true or false"),
+    "top_logprobs": checks.integer(0, 20),
+    "response_format": checks.response_format,
+    "tools": checks.tools,
+    "tool_choice": checks.tool_choice,
+    "parallel_tool_calls": checks.kind(bool, "true or false"),
 }
 _PLAIN_PARAMETERS: dict[str, Check] = {
     **_SAMPLING,
-    "prompt": _prompt,
-    "logprobs": _integer(0, 5),
-    "echo": _only(False),
-    "best_of": _only(1),
-    "suffix": _only(None),
+    "prompt": checks.kind(str, "one text (lists are not supported)"),
+    "logprobs": checks.integer(0, 5),
+    "echo": checks.only(False, "false"),
+    "best_of": checks.only(1, "1"),
+    "suffix": checks.only(None, "null"),
 }
