@@ -128,16 +128,19 @@ class Endpoint:
     ) -> None:
         """Answer one completion request, whatever happens to it."""
         request = Request(scope, receive)
+        release: str | None = None
         try:
             asked = await self._read(request, path)
             with self._one_more():
                 async with self._gateway.lease() as upstream:
+                    release = upstream.release
                     await self._relay(asked, upstream, receive, send)
         except RequestRefused as error:
             await refused_response(error)(scope, receive, send)
         except UnavailableError as error:
-            current = self._gateway.current
-            self._telemetry.failed(current.release if current else None)
+            # Of the model that had the request, whichever serves by now: an old model's
+            # failure must not count against the new one's trial.
+            self._telemetry.failed(release)
             await unavailable_response(error)(scope, receive, send)
         except ClientDisconnect:
             return
