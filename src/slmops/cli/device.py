@@ -1,13 +1,17 @@
 """`slmops device`: enrolment tokens and the fleet's devices."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from slmops.cli import render
-from slmops.cli.operator_client import OperatorClient, server_options
+from slmops.cli.operator_client import OperatorClient, path_to, server_options
 from slmops.registry.workspace import Workspace
+
+if TYPE_CHECKING:
+    from slmops.control.views import DeviceDetail, DeviceView
+    from slmops.domain.sync import Assignment
 
 _MINUTE_S = 60
 _HOUR_S = 3600
@@ -25,7 +29,7 @@ def device() -> None:
 @device.command()
 @click.option(
     "--expires-in-s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=1, max=30 * _DAY_S),
     default=3600.0,
     show_default=True,
     help="Life of the token, seconds.",
@@ -44,12 +48,15 @@ def token(
 
     Example: slmops device token --expires-in-s 600
     """
+    from slmops.control.views import TokenAnswer, TokenOrder
+
     client = OperatorClient(workspace, server, token)
-    made = client.post("/v1/tokens", {"expires_in_s": expires_in_s})
+    order = TokenOrder(expires_in_s=expires_in_s)
+    made = client.post("/v1/tokens", order, TokenAnswer)
     if as_json:
         render.json_document(made)
         return
-    render.text(made["token"])
+    render.text(made.token)
     render.note(
         f"valid once, for {expires_in_s:g} s; on the device:"
         f" slmops agent enrol --server {server} --token …"
@@ -65,29 +72,19 @@ def list_(workspace: Workspace, server: str, token: str | None, as_json: bool) -
 
     Example: slmops device list --json
     """
-    answer = OperatorClient(workspace, server, token).get("/v1/devices")
+    from slmops.control.views import DeviceList
+
+    answer = OperatorClient(workspace, server, token).get("/v1/devices", DeviceList)
     if as_json:
         render.json_document(answer)
         return
-    if not answer["devices"]:
+    if not answer.devices:
         render.note("no device is enrolled; `slmops device token` is the first step")
         return
     now = time.time()
     render.table(
         ("device", "class", "release", "state", "seen", "tok/s", "RSS MiB", "failures"),
-        [
-            (
-                one["id"],
-                one["device_class"],
-                one["release"],
-                one["state"],
-                _ago(now - one["seen_at"]),
-                _rounded(one["decode_tokens_per_s"]),
-                _rounded(one["peak_rss_mib"] or None),
-                one["failures"],
-            )
-            for one in answer["devices"]
-        ],
+        [_row(one, now) for one in answer.devices],
     )
 
 
@@ -107,25 +104,7 @@ def show(
     if as_json:
         render.json_document(answer)
         return
-    seen, facts = answer["device"], answer["facts"]
-    lines = {
-        "device": seen["id"],
-        "class": seen["device_class"],
-        "release": seen["release"],
-        "variant": seen["variant"],
-        "state": seen["state"],
-        "reason": seen["reason"] or None,
-        "seen": _ago(time.time() - seen["seen_at"]),
-        "memory": f"{facts['memory_mib']} MiB",
-        "disk": f"{facts['disk_mib']} MiB free",
-        "processors": f"{facts['cpu_count']} × {facts['architecture']}",
-        "labels": ", ".join(f"{k}={v}" for k, v in seen["labels"].items()) or None,
-        "requests": f"{seen['requests']}, {seen['failures']} failed",
-        "quarantined": ", ".join(answer["quarantined"]) or None,
-        "assignments": ", ".join(_assignment(one) for one in answer["assignments"])
-        or None,
-    }
-    render.table(("what", "value"), list(lines.items()))
+    render.table(("what", "value"), _lines(answer, time.time()))
 
 
 @device.command()
@@ -143,36 +122,71 @@ def explain(
     answer = _detail(workspace, device_id, server, token)
     if as_json:
         render.json_document(
-            {name: answer[name] for name in ("device", "release", "fits")}
+            {"device": answer.device, "release": answer.release, "fits": answer.fits}
         )
         return
-    chosen = answer["device"]["device_class"]
-    if answer["release"] is None:
+    chosen = answer.device.device_class
+    if answer.release is None:
         render.note("no release is published yet, so there are no classes")
         return
-    render.text(f"{device_id} is of class {chosen or '(none)'} in {answer['release']}:")
-    for fit in answer["fits"]:
-        name = fit["device_class"]
-        if fit["mismatches"]:
-            render.text(f"  {name}: no, {'; '.join(fit['mismatches'])}")
-        elif name == chosen:
-            render.text(f"  {name}: yes, all its conditions hold")
+    render.text(f"{device_id} is of class {chosen or '(none)'} in {answer.release}:")
+    for fit in answer.fits:
+        if fit.mismatches:
+            render.text(f"  {fit.device_class}: no, {'; '.join(fit.mismatches)}")
+        elif fit.device_class == chosen:
+            render.text(f"  {fit.device_class}: yes, all its conditions hold")
         else:
-            render.text(f"  {name}: would fit too, but {chosen} comes first")
+            render.text(
+                f"  {fit.device_class}: would fit too, but {chosen} comes first"
+            )
 
 
 def _detail(
     workspace: Workspace, device_id: str, server: str, token: str | None
-) -> Any:  # noqa: ANN401 - a tree
-    from urllib.parse import quote
+) -> "DeviceDetail":
+    from slmops.control.views import DeviceDetail
 
-    path = f"/v1/devices/{quote(device_id, safe='')}"
-    return OperatorClient(workspace, server, token).get(path)
+    client = OperatorClient(workspace, server, token)
+    return client.get(path_to("devices", device_id), DeviceDetail)
 
 
-def _assignment(one: dict[str, object]) -> str:
-    back = " (back)" if one["revert"] else ""
-    return f"{one['sequence']}: {one['release']}{back}"
+def _row(one: "DeviceView", now: float) -> tuple[object, ...]:
+    return (
+        one.id,
+        one.device_class,
+        one.release,
+        one.state,
+        _ago(now - one.seen_at),
+        _rounded(one.decode_tokens_per_s),
+        _rounded(one.peak_rss_mib or None),
+        one.failures,
+    )
+
+
+def _lines(answer: "DeviceDetail", now: float) -> list[tuple[str, object]]:
+    seen, facts = answer.device, answer.facts
+    return [
+        ("device", seen.id),
+        ("class", seen.device_class),
+        ("release", seen.release),
+        ("variant", seen.variant),
+        ("state", seen.state),
+        ("reason", seen.reason or None),
+        ("seen", _ago(now - seen.seen_at)),
+        ("memory", f"{facts.memory_mib} MiB"),
+        ("disk", f"{facts.disk_mib} MiB free"),
+        ("processors", f"{facts.cpu_count} × {facts.architecture}"),
+        ("runtimes", ", ".join(facts.runtimes) or None),
+        ("labels", ", ".join(f"{k}={v}" for k, v in seen.labels.items()) or None),
+        ("requests", f"{seen.requests}, {seen.failures} failed"),
+        ("quarantined", ", ".join(answer.quarantined) or None),
+        ("assignments", ", ".join(map(_assignment, answer.assignments)) or None),
+    ]
+
+
+def _assignment(one: "Assignment") -> str:
+    back = " (back)" if one.revert else ""
+    return f"{one.sequence}: {one.release}{back}"
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,8 +1,8 @@
-"""How operator commands reach the control plane: address, token, errors."""
+"""How operator commands reach the control plane: address, token, documents, errors."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -12,13 +12,18 @@ from slmops.domain.errors import (
     NotFoundError,
     SlmopsError,
     UnavailableError,
+    UntrustedError,
 )
+from slmops.domain.ids import check_name
 from slmops.registry.workspace import Workspace
 
 DEFAULT_SERVER = "http://127.0.0.1:8800"
 _TIMEOUT_S = 30.0
+_MAX_ANSWER_BYTES = 1 << 30
+"""A fleet of 100,000 devices lists in about 60 MB."""
 
 Command = TypeVar("Command", bound=Callable[..., object])
+Document = TypeVar("Document")
 
 
 def server_options(command: Command) -> Command:
@@ -46,45 +51,81 @@ class OperatorClient:
 
         if not server.startswith(("http://", "https://")):
             raise InvalidInputError(
-                f"--server must start with http:// or https://, got {server!r}"
+                f"--server must start with http:// or https://, got {server[:80]!r}"
             )
         self._server = server
         found = token or _read_token(workspace.control / "operator-token")
+        if not (found.isascii() and found.isprintable()):
+            # Never quoted: messages end in logs.
+            raise InvalidInputError(
+                "the operator token must be printable ASCII; --token,"
+                " SLMOPS_OPERATOR_TOKEN or the workspace's file holds something else"
+            )
         self._http = httpx.Client(
             base_url=server,
             headers={"Authorization": f"Bearer {found}"},
             timeout=_TIMEOUT_S,
         )
+        command = click.get_current_context(silent=True)
+        if command is not None:
+            command.call_on_close(self._http.close)
 
-    def get(self, path: str) -> Any:  # noqa: ANN401 - a tree
+    def get(self, path: str, kind: type[Document]) -> Document:
         """Read a document.
 
         Raises:
             SlmopsError: as the control plane says, or UnavailableError without one.
         """
-        return self._call("GET", path, None)
+        return self._call("GET", path, None, kind)
 
-    def post(self, path: str, body: object = None) -> Any:  # noqa: ANN401 - a tree
+    def post(self, path: str, body: object, kind: type[Document]) -> Document:
         """Ask for something to be done.
 
         Raises:
             SlmopsError: as the control plane says, or UnavailableError without one.
         """
-        return self._call("POST", path, body or {})
+        return self._call("POST", path, body, kind)
 
-    def _call(self, method: str, path: str, body: object) -> Any:  # noqa: ANN401
+    def _call(
+        self, method: str, path: str, body: object, kind: type[Document]
+    ) -> Document:
         import httpx
 
+        from slmops.wire import codec
+
+        content = None if body is None else codec.encode_json(body)
         try:
-            answer = self._http.request(method, path, json=body)
-        except httpx.HTTPError as error:
+            answer = self._http.request(method, path, content=content)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnavailableError(
                 f"no control plane answers at {self._server}: {error};"
                 " start one with `slmops serve`, or name it with --server"
             ) from None
         if not answer.is_success:
             raise _problem(answer.status_code, answer.content)
-        return answer.json()
+        try:
+            tree = codec.parse_json(
+                answer.content, where=path, max_bytes=_MAX_ANSWER_BYTES
+            )
+            return codec.convert(tree, kind, where=path, lenient=True)
+        except InvalidInputError as error:
+            raise UnavailableError(
+                f"what answers at {self._server} is no control plane of this"
+                f" version: {error}"
+            ) from None
+
+
+def path_to(*parts: str) -> str:
+    """Return the path of a resource.
+
+    Raises:
+        InvalidInputError: a part cannot be a name, so it could lead elsewhere.
+
+    >>> path_to("devices", "till-7")
+    '/v1/devices/till-7'
+    """
+    where = parts[0].removesuffix("s")
+    return "/v1/" + "/".join(check_name(part, where=where) for part in parts)
 
 
 def _problem(status: int, content: bytes) -> SlmopsError:
@@ -94,7 +135,7 @@ def _problem(status: int, content: bytes) -> SlmopsError:
     try:
         error = parse_json(content, where="answer")["error"]
         message, code = str(error["message"]), str(error["code"])
-    except (InvalidInputError, KeyError, TypeError):
+    except (InvalidInputError, LookupError, TypeError):
         pass
     for kind in ERROR_CLASSES:
         if kind.code == code:
@@ -105,8 +146,10 @@ def _problem(status: int, content: bytes) -> SlmopsError:
 def _read_token(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii").strip()
-    except OSError:
+    except FileNotFoundError:
         raise NotFoundError(
             f"no operator token at {path}: `slmops serve` makes it;"
             " elsewhere give --token or SLMOPS_OPERATOR_TOKEN"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UntrustedError(f"{path} cannot be read: {error}") from None

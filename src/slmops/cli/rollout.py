@@ -1,17 +1,22 @@
 """`slmops rollout`: bring a release to the fleet in waves, watch, steer."""
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from slmops.cli import render
-from slmops.cli.operator_client import OperatorClient, server_options
-from slmops.domain.errors import NotFoundError
+from slmops.cli.operator_client import OperatorClient, path_to, server_options
+from slmops.domain.errors import NotFoundError, UnavailableError
 from slmops.registry.workspace import Workspace
 
+if TYPE_CHECKING:
+    from slmops.control.views import RolloutDetail, RolloutView, WaveView
+
 _LOOK_EVERY_S = 0.5
+_OUTAGE_S = 120.0
+"""Watching survives a restart of the control plane this long."""
 _GOING_ON = frozenset({"running", "paused"})
 
 
@@ -35,8 +40,11 @@ def start(
 
     Example: slmops rollout start assistant-2
     """
+    from slmops.control.views import RolloutDetail, RolloutOrder
+
     client = OperatorClient(workspace, server, token)
-    _show(client.post("/v1/rollouts", {"release": release}), as_json=as_json)
+    order = RolloutOrder(release=release)
+    _show(client.post("/v1/rollouts", order, RolloutDetail), as_json=as_json)
 
 
 @rollout.command("list")
@@ -48,28 +56,18 @@ def list_(workspace: Workspace, server: str, token: str | None, as_json: bool) -
 
     Example: slmops rollout list
     """
-    answer = OperatorClient(workspace, server, token).get("/v1/rollouts")
+    from slmops.control.views import RolloutList
+
+    answer = OperatorClient(workspace, server, token).get("/v1/rollouts", RolloutList)
     if as_json:
         render.json_document(answer)
         return
-    if not answer["rollouts"]:
+    if not answer.rollouts:
         render.note("no rollout yet; `slmops rollout start RELEASE` makes one")
         return
     render.table(
         ("rollout", "release", "state", "wave", "devices", "ok", "failed", "reason"),
-        [
-            (
-                one["id"],
-                one["release"],
-                one["state"],
-                f"{one['wave'] + 1} of {len(one['waves'])}",
-                _sum(one, "devices"),
-                _sum(one, "succeeded"),
-                _sum(one, "failed") + _sum(one, "silent"),
-                one["reason"],
-            )
-            for one in answer["rollouts"]
-        ],
+        [_row(one) for one in answer.rollouts],
     )
 
 
@@ -91,11 +89,13 @@ def status(
 
     Example: slmops rollout status r-2 --watch
     """
+    from slmops.control.views import RolloutDetail
+
     client = OperatorClient(workspace, server, token)
-    path = f"/v1/rollouts/{rollout_id or _newest(client)}"
+    path = path_to("rollouts", rollout_id or _newest(client))
     if watch:
         _watch(client, path, quiet=as_json)
-    _show(client.get(path), as_json=as_json)
+    _show(client.get(path, RolloutDetail), as_json=as_json)
 
 
 @rollout.command()
@@ -116,9 +116,12 @@ def pause(
 
     Example: slmops rollout pause r-2 --reason "shop hours"
     """
+    from slmops.control.views import PauseOrder, RolloutDetail
+
     client = OperatorClient(workspace, server, token)
-    answer = client.post(f"/v1/rollouts/{rollout_id}/pause", {"reason": reason})
-    _show(answer, as_json=as_json)
+    path = path_to("rollouts", rollout_id, "pause")
+    paused = client.post(path, PauseOrder(reason=reason), RolloutDetail)
+    _show(paused, as_json=as_json)
 
 
 @rollout.command()
@@ -133,8 +136,11 @@ def resume(
 
     Example: slmops rollout resume r-2
     """
+    from slmops.control.views import RolloutDetail
+
     client = OperatorClient(workspace, server, token)
-    _show(client.post(f"/v1/rollouts/{rollout_id}/resume"), as_json=as_json)
+    path = path_to("rollouts", rollout_id, "resume")
+    _show(client.post(path, {}, RolloutDetail), as_json=as_json)
 
 
 @rollout.command()
@@ -160,64 +166,79 @@ def abort(
 
     Example: slmops rollout abort r-2 --revert
     """
+    from slmops.control.views import AbortOrder, RolloutDetail
+
     client = OperatorClient(workspace, server, token)
-    answer = client.post(f"/v1/rollouts/{rollout_id}/abort", {"keep": keep})
-    _show(answer, as_json=as_json)
+    path = path_to("rollouts", rollout_id, "abort")
+    aborted = client.post(path, AbortOrder(keep=keep), RolloutDetail)
+    _show(aborted, as_json=as_json)
 
 
 def _newest(client: OperatorClient) -> str:
-    found = client.get("/v1/rollouts")["rollouts"]
+    from slmops.control.views import RolloutList
+
+    found = client.get("/v1/rollouts", RolloutList).rollouts
     if not found:
         raise NotFoundError("there is no rollout yet: slmops rollout start RELEASE")
-    newest: str = found[0]["id"]
-    return newest
+    return found[0].id
 
 
-def _sum(one: Any, name: str) -> int:  # noqa: ANN401 - a tree
-    return sum(wave[name] for wave in one["waves"])
+def _row(one: "RolloutView") -> tuple[object, ...]:
+    return (
+        one.id,
+        one.release,
+        one.state,
+        f"{one.wave + 1} of {len(one.waves)}",
+        sum(wave.devices for wave in one.waves),
+        sum(wave.succeeded for wave in one.waves),
+        sum(wave.failed + wave.silent for wave in one.waves),
+        one.reason,
+    )
 
 
-def _show(one: Any, *, as_json: bool) -> None:  # noqa: ANN401 - a tree
+def _show(one: "RolloutDetail", *, as_json: bool) -> None:
     if as_json:
         render.json_document(one)
         return
     for line in _summary(one):
         render.text(line)
-    for member in one["members"]:
-        if member["outcome"] in {"failed", "silent"}:
-            render.text(f"  ✗ {member['device']}: {member['reason']}")
-    for missed in one["left_out"]:
-        render.text(f"  – {missed['device']} left out: {missed['reason']}")
-    for verdict in one["evaluations"][-3:]:
-        result = verdict["result"]
-        render.text(f"  {result['gate']} {result['verdict']}: {result['reason']}")
+    for member in one.members:
+        if member.outcome in {"failed", "silent"}:
+            render.text(f"  ✗ {member.device}: {member.reason or member.outcome}")
+    for missed in one.left_out:
+        render.text(f"  – {missed.device} left out: {missed.reason}")
+    for verdict in one.evaluations[-3:]:
+        result = verdict.result
+        render.text(f"  {result.gate} {result.verdict}: {result.reason}")
 
 
-def _summary(one: Any) -> Sequence[str]:  # noqa: ANN401 - a tree
-    why = f": {one['reason']}" if one["reason"] else ""
-    lines = [f"{one['id']} {one['release']} {one['state']}{why}"]
-    for wave in one["waves"]:
-        mark = ">" if wave["index"] == one["wave"] else " "
+def _summary(one: "RolloutDetail") -> Sequence[str]:
+    why = f": {one.reason}" if one.reason else ""
+    lines = [f"{one.id} {one.release} {one.state}{why}"]
+    for wave in one.waves:
+        mark = ">" if wave.index == one.wave else " "
         lines.append(
-            f"{mark} wave {wave['index'] + 1}  {_bar(wave)}  {wave['devices']} devices,"
-            f" {wave['succeeded']} ok, {wave['failed'] + wave['silent']} failed"
+            f"{mark} wave {wave.index + 1}  {_bar(wave)}  {wave.devices} devices,"
+            f" {wave.succeeded} ok, {wave.failed + wave.silent} failed"
         )
     return lines
 
 
-def _bar(wave: Any, width: int = 24) -> str:  # noqa: ANN401 - a tree
+def _bar(wave: "WaveView", width: int = 24) -> str:
     """Draw a wave: done, failed, offered, not yet.
 
-    >>> _bar({"devices": 4, "succeeded": 2, "failed": 1, "silent": 0, "offered": 4}, 4)
+    >>> from slmops.control.views import WaveView
+    >>> wave = WaveView(index=0, devices=4, offered=4, succeeded=2, failed=1, silent=0)
+    >>> _bar(wave, 4)
     '██✗▒'
     """
-    if not wave["devices"]:
+    if not wave.devices:
         return "·" * width
-    bad = wave["failed"] + wave["silent"]
-    working = wave["offered"] - wave["succeeded"] - bad
-    scale = width / wave["devices"]
+    bad = wave.failed + wave.silent
+    working = wave.offered - wave.succeeded - bad
+    scale = width / wave.devices
     cells = [
-        round(wave["succeeded"] * scale) * "█",
+        round(wave.succeeded * scale) * "█",
         round(bad * scale) * "✗",
         round(working * scale) * "▒",
     ]
@@ -232,19 +253,45 @@ def _watch(client: OperatorClient, path: str, *, quiet: bool) -> None:
     from rich.live import Live
     from rich.text import Text
 
+    if quiet or not sys.stderr.isatty():
+        _follow(client, path, quiet=quiet)
+        return
     console = Console(stderr=True)
-    in_place = sys.stderr.isatty() and not quiet
-    last: Sequence[str] = ()
     with Live(console=console, transient=True, auto_refresh=False) as live:
-        while True:
-            one = client.get(path)
-            lines = _summary(one)
-            if in_place:
-                live.update(Text("\n".join(lines)), refresh=True)
-            elif lines != last and not quiet:
-                wave = lines[1 + one["wave"]]
-                render.note(f"{lines[0]}  {wave}")
-            last = lines
-            if one["state"] not in _GOING_ON:
+        for one in _looks(client, path):
+            live.update(Text("\n".join(_summary(one))), refresh=True)
+
+
+def _follow(client: OperatorClient, path: str, *, quiet: bool) -> None:
+    last = ""
+    for one in _looks(client, path):
+        lines = _summary(one)
+        line = f"{lines[0]}  {lines[1 + one.wave]}"
+        if line != last and not quiet:
+            render.note(line)
+        last = line
+
+
+def _looks(client: OperatorClient, path: str) -> Iterator["RolloutDetail"]:
+    """Read the rollout again and again until it ends.
+
+    Raises:
+        UnavailableError: the control plane was not there at first, or stayed away.
+    """
+    from slmops.control.views import RolloutDetail
+
+    give_up = 0.0
+    while True:
+        begun = time.monotonic()
+        try:
+            one = client.get(path, RolloutDetail)
+        except UnavailableError:
+            if begun > give_up:
+                raise
+        else:
+            give_up = begun + _OUTAGE_S
+            yield one
+            if one.state not in _GOING_ON:
                 return
-            time.sleep(_LOOK_EVERY_S)
+        # A large fleet's rollout is a large answer: leave the server most of its time.
+        time.sleep(max(_LOOK_EVERY_S, 4 * (time.monotonic() - begun)))
