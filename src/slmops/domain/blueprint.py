@@ -41,15 +41,15 @@ class EvaluationPlan:
 
     text: str = "builtin"
     """Path of a UTF-8 text file, relative to the blueprint; ``builtin`` is our own prose."""
-    max_tokens: int = 1536
+    max_tokens: int = 768
     """Tokens scored for fidelity; more narrow the confidence bounds."""
     window_tokens: int = 256
-    """Each window is scored with fresh context; its first half only gives context."""
+    """Each window is scored with fresh context; its first quarter only gives context."""
     speed_runs: int = 5
     """Timed requests per candidate, after one warm-up."""
 
     def __post_init__(self) -> None:
-        if self.window_tokens < 32:  # noqa: PLR2004 - half of it is context
+        if self.window_tokens < 32:  # noqa: PLR2004 - a quarter is context
             raise InvalidInputError(
                 f"evaluation.window_tokens must be >= 32, got {self.window_tokens}"
             )

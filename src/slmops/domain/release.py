@@ -108,6 +108,9 @@ class Speed:
     """Part that is mapped from files: mostly weights."""
     machine: str
     """Fingerprint of the machine that measured: CPU model, cores, runtime version."""
+    timed_context_tokens: int | None = None
+    """Context at which the times were taken, when it is not `context_tokens`: with equal
+    threads and prompt they do not depend on it, memory does. None: the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slmops.domain.ids import Digest
-from slmops.domain.release import GoldenSet, ModelRecord
-from slmops.registry.blobs import bytes_digest
+from slmops.domain.release import GoldenSet
+from slmops.registry.blobs import BlobStore, bytes_digest
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.golden import ask_golden, record_golden
-from slmops.runtimes.worker import start_worker
 from slmops.wire.codec import decode_json, encode_json
-from slmops.workshop.board import Board
+from slmops.workshop.build_context import BuildContext
 from slmops.workshop.evaluate import runtime_tool
-from slmops.workshop.steps import Step, StepRunner, tool_version
+from slmops.workshop.steps import Step, tool_version
 
 GOLDEN = "golden"
 """Role of the recorded set."""
@@ -37,26 +36,25 @@ class GoldenLogprobs:
     """log p, nats, one per prompt."""
 
 
+def load_golden(blobs: BlobStore, golden: Digest) -> GoldenSet:
+    """Return a recorded set."""
+    return decode_json(blobs.read_bytes(golden), GoldenSet, where="golden set")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Goldens:
     """What all golden steps of one build share."""
 
-    runner: StepRunner
-    """Runs or reuses them."""
-    board: Board
-    """Told how far they are."""
-    runtime: str
-    """Name of the runtime that serves."""
-    model: ModelRecord
-    """The reference, with the chat template that is pinned."""
+    build: BuildContext
+    """The build."""
 
     @property
     def settings(self) -> WorkerSettings:
         """How workers are started for golden prompts."""
         return WorkerSettings(
             threads=1,
-            context_tokens=min(CONTEXT_TOKENS, self.model.context_tokens),
-            chat_template=self.model.chat_template,
+            context_tokens=min(CONTEXT_TOKENS, self.build.model.context_tokens),
+            chat_template=self.build.model.chat_template,
         )
 
     def record(self, prompts: tuple[str, ...], answer_tokens: int) -> Digest:
@@ -65,42 +63,37 @@ class Goldens:
         Raises:
             InvalidInputError: the reference has no answer to a prompt.
         """
-        blobs = self.runner.cache.blobs
+        blobs = self.build.blobs
         step = self._step(
             "record golden",
-            {"artefact": self.model.id},
+            {"artefact": self.build.model.id},
             {"prompts": prompts, "answer_tokens": answer_tokens},
         )
 
         def compute() -> Mapping[str, Digest]:
-            path = blobs.path(self.model.id)
+            path = blobs.path(self.build.model.id)
             with (
-                self.board.task("record golden answers"),
-                start_worker(self.runtime, path, self.settings) as worker,
+                self.build.board.task("record golden answers"),
+                self.build.workers.start(path, self.settings) as worker,
             ):
                 golden = record_golden(worker.url, prompts, answer_tokens)
             return {GOLDEN: blobs.put_bytes(encode_json(golden))}
 
-        record = self.runner.run("record golden answers", step, compute)
+        record = self.build.runner.run("record golden answers", step, compute)
         return record.outputs[GOLDEN]
-
-    def load(self, golden: Digest) -> GoldenSet:
-        """Return a recorded set."""
-        content = self.runner.cache.blobs.read_bytes(golden)
-        return decode_json(content, GoldenSet, where="golden set")
 
     def ask(self, name: str, artefact: Digest, golden: Digest) -> tuple[float, ...]:
         """Return a variant's own log p of each prompt's first expected token."""
-        blobs = self.runner.cache.blobs
+        blobs = self.build.blobs
         step = self._step("ask golden", {"artefact": artefact, "golden": golden}, {})
 
         def compute() -> Mapping[str, Digest]:
             path = blobs.path(artefact)
             with (
-                self.board.task(f"golden prompts to {name}"),
-                start_worker(self.runtime, path, self.settings) as worker,
+                self.build.board.task(f"golden prompts to {name}"),
+                self.build.workers.start(path, self.settings) as worker,
             ):
-                run = ask_golden(worker.url, self.load(golden))
+                run = ask_golden(worker.url, load_golden(blobs, golden))
             found = GoldenLogprobs(
                 first_token=tuple(
                     max(score.logprobs[0], _FLOOR) for score in run.scores
@@ -108,7 +101,7 @@ class Goldens:
             )
             return {LOGPROBS: blobs.put_bytes(encode_json(found))}
 
-        record = self.runner.run(f"golden prompts to {name}", step, compute)
+        record = self.build.runner.run(f"golden prompts to {name}", step, compute)
         content = blobs.read_bytes(record.outputs[LOGPROBS])
         return decode_json(content, GoldenLogprobs, where=name).first_token
 
@@ -118,10 +111,14 @@ class Goldens:
         inputs: Mapping[str, Digest],
         parameters: Mapping[str, int | tuple[str, ...]],
     ) -> Step:
-        template = bytes_digest((self.model.chat_template or "").encode())
+        template = bytes_digest((self.build.model.chat_template or "").encode())
         return Step(
             kind=kind,
-            tool=f"{tool_version(*_CODE)}; {runtime_tool(self.runtime)}",
+            tool=f"{tool_version(*_CODE)}; {runtime_tool(self.build.runtime)}",
             inputs=inputs,
-            parameters={**parameters, "runtime": self.runtime, "template": template},
+            parameters={
+                **parameters,
+                "runtime": self.build.runtime,
+                "template": template,
+            },
         )

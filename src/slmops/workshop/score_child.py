@@ -25,6 +25,7 @@ from slmops.workshop.score_file import (
     CandidateScores,
     Floats,
     ReferenceScores,
+    context_of,
     cut_windows,
     divergence,
     load_scores,
@@ -154,17 +155,18 @@ def _run(job: ScoreJob, reports: _Reports) -> None:
 def _scored(
     scorer: Scorer, window: npt.NDArray[np.int32]
 ) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]]:
-    """Yield log-probabilities and true successors of a window's second half."""
-    half = len(window) // 2
-    logits: Floats = scorer.logits(window.tolist())[half - 1 : -1]
+    """Yield log-probabilities and true successors of a window's scored positions."""
+    context = context_of(len(window))
+    logits: Floats = scorer.logits(window.tolist())[context - 1 : -1]
     if not np.isfinite(logits).all():
         raise InvalidInputError(
             "the model's logits are not finite: its weights are bad"
         )
     step = max(_CHUNK_LOGITS // logits.shape[1], 1)
-    for first in range(0, half, step):
+    for first in range(0, len(logits), step):
         rows = logits[first : first + step]
-        yield log_softmax(rows), window[half + first : half + first + len(rows)]
+        begin = context + first
+        yield log_softmax(rows), window[begin : begin + len(rows)]
 
 
 def _loss(

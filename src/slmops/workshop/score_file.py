@@ -24,6 +24,8 @@ from slmops.domain.errors import InvalidInputError
 
 TOP_K = 256
 """Listed tokens per position."""
+LEAST_WINDOWS = 2
+"""Confidence bounds need two."""
 _TINY = 1e-30
 
 Floats = npt.NDArray[np.float32]
@@ -59,16 +61,26 @@ class CandidateScores:
     """(positions,) negative log-likelihood of the true next token, nats."""
 
 
-def cut_windows(tokens: list[int], window: int, scored: int) -> Integers:
-    """Cut a text into windows that overlap by half.
+def context_of(window: int) -> int:
+    """Return how many tokens at the begin of a window only give context.
 
-    Only tokens of the second half of each window are predicted and scored, so each has
-    at least half a window of context, and none is scored twice.
+    >>> context_of(256)
+    64
+    """
+    return window // 4
+
+
+def cut_windows(tokens: list[int], window: int, scored: int) -> Integers:
+    """Cut a text into windows that overlap by a quarter.
+
+    Tokens of a window's first quarter are context only, all others are predicted and
+    scored: each with at least a quarter of a window before it, and none twice.
 
     Args:
         tokens: of the whole text.
-        window: length of one window; an odd length counts as one less.
-        scored: positions wanted; fewer when the text is shorter.
+        window: length of one window.
+        scored: positions wanted; fewer when the text is shorter, and at least those of
+            two windows, because bounds need two.
 
     Returns:
         (windows, window) token ids.
@@ -76,19 +88,20 @@ def cut_windows(tokens: list[int], window: int, scored: int) -> Integers:
     Raises:
         InvalidInputError: the text is too short for two windows.
 
-    >>> cut_windows(list(range(8)), 4, 4).tolist()
-    [[0, 1, 2, 3], [2, 3, 4, 5]]
+    >>> cut_windows(list(range(10)), 4, 6).tolist()
+    [[0, 1, 2, 3], [3, 4, 5, 6]]
     """
-    half = window // 2
-    possible = len(tokens) // half - 1
-    windows = min(possible, max(scored // half, 2))
-    if windows < 2:  # noqa: PLR2004 - bounds need two
+    context = context_of(window)
+    step = window - context
+    possible = (len(tokens) - context) // step
+    windows = min(possible, max(scored // step, LEAST_WINDOWS))
+    if windows < LEAST_WINDOWS:
         raise InvalidInputError(
-            f"evaluation text must have at least {3 * half} tokens for windows of"
-            f" {window}, got {len(tokens)}"
+            f"evaluation text must have at least {context + LEAST_WINDOWS * step} tokens"
+            f" for windows of {window}, got {len(tokens)}"
         )
-    starts = range(0, windows * half, half)
-    return np.array([tokens[at : at + 2 * half] for at in starts], np.int32)
+    starts = range(0, windows * step, step)
+    return np.array([tokens[at : at + window] for at in starts], np.int32)
 
 
 def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:

@@ -214,7 +214,7 @@ def _method(result: BuildResult) -> str:
         "machine": result.machine,
         "runtime": result.reference.card.runtime,
         "positions scored": f"{fidelity.tokens}, in windows of {plan.window_tokens}"
-        " tokens whose first half only gives context",
+        " tokens whose first quarter only gives context",
         "evaluation text": f"{plan.text}, {fidelity.text_digest}",
         "bounds": "95 %, bootstrap over blocks of neighbouring positions, seeded",
         "divergence over": "the reference's 256 most likely tokens and one bucket for"

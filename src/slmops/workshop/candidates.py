@@ -1,0 +1,104 @@
+"""Candidates and variants: measured figures put together as the documents they become."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from slmops.domain.ids import Digest
+from slmops.domain.release import Card, Speed, Variant
+from slmops.runtimes.base import load_runtime
+from slmops.workshop.artefacts import on_grid
+from slmops.workshop.build_context import BuildContext
+from slmops.workshop.build_result import Candidate, ClassSelection
+from slmops.workshop.gguf_file import read_header
+from slmops.workshop.goldens import Goldens
+from slmops.workshop.models import reference_path
+from slmops.workshop.scored import Scored
+
+FORMAT = "gguf"
+
+
+def reference_row(build: BuildContext, scored: Scored) -> Candidate:
+    """Return the control row: the reference measured against itself."""
+    model = build.model
+    header = read_header(reference_path(build.workspace, model))
+    types = dict(Counter(tensor.kind for tensor in header.tensors))
+    card = Card(
+        quantization="BF16" if "BF16" in types else "F16",
+        bytes=model.bytes,
+        bits_per_weight=8 * model.bytes / model.parameters,
+        tensor_types=types,
+        parameters=model.parameters,
+        reference=model.id,
+        reference_grid=model.source_quantization,
+        fidelity=scored.fidelity[model.id],
+        speed=(),
+        runtime=f"{build.runtime} {load_runtime(build.runtime).version()}",
+    )
+    return Candidate(
+        digest=model.id, card=card, eligible=False, on_reference_grid=False
+    )
+
+
+def candidate_rows(
+    build: BuildContext,
+    reference: Card,
+    scored: Scored,
+    speeds: Mapping[Digest, tuple[Speed, ...]],
+) -> tuple[Candidate, ...]:
+    """Return every candidate with its card, largest first.
+
+    Args:
+        build: that measured them.
+        reference: the reference's card, which says what is common to all.
+        scored: artefacts and their fidelity.
+        speeds: of every artefact.
+    """
+    return tuple(
+        Candidate(
+            digest=artefact.digest,
+            card=replace(
+                reference,
+                quantization=artefact.quantization,
+                bytes=artefact.file.bytes,
+                bits_per_weight=artefact.file.bits_per_weight,
+                tensor_types=artefact.file.tensor_types,
+                fidelity=scored.fidelity[artefact.digest],
+                speed=speeds[artefact.digest],
+            ),
+            eligible=artefact.quantization in build.blueprint.candidates,
+            on_reference_grid=on_grid(artefact, build.model.source_quantization),
+        )
+        for artefact in scored.artefacts
+    )
+
+
+def chosen_variants(
+    build: BuildContext,
+    candidates: Sequence[Candidate],
+    selection: Sequence[ClassSelection],
+    golden: Digest,
+) -> tuple[Variant, ...]:
+    """Ask the golden prompts to what was chosen, and return it ready for a release."""
+    chosen = [c for c in candidates if any(s.digest == c.digest for s in selection)]
+    build.board.expect(len(chosen))
+    goldens = Goldens(build=build)
+    with build.pool() as pool:
+        asked = [
+            pool.submit(goldens.ask, c.quantization, c.digest, golden) for c in chosen
+        ]
+        logprobs = [future.result() for future in asked]
+    return tuple(
+        Variant(
+            digest=candidate.digest,
+            bytes=candidate.card.bytes,
+            format=FORMAT,
+            runtime=build.runtime,
+            classes=tuple(
+                s.device_class for s in selection if s.digest == candidate.digest
+            ),
+            card=candidate.card,
+            golden_logprobs=first,
+        )
+        for candidate, first in zip(chosen, logprobs, strict=True)
+    )

@@ -1,0 +1,99 @@
+"""First stage of a build: every candidate quantized, and scored against the reference.
+
+One thread quantizes, scoring children use all processors, and the reference answers the
+golden prompts meanwhile.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from slmops.domain.ids import Digest
+from slmops.domain.release import Fidelity
+from slmops.workshop.artefacts import Artefact, quantize_candidate
+from slmops.workshop.build_context import BuildContext
+from slmops.workshop.evaluate import (
+    Scoring,
+    estimate_fidelity,
+    score_candidate,
+    score_reference,
+)
+from slmops.workshop.goldens import Goldens
+from slmops.workshop.text_sources import evaluation_text, golden_prompts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """What the stage found."""
+
+    artefacts: tuple[Artefact, ...]
+    """Largest first."""
+    fidelity: dict[Digest, Fidelity]
+    """Of every artefact, and of the reference against itself."""
+    golden: Digest
+    """The reference's golden answers."""
+
+
+def quantize_and_score(build: BuildContext, names: Sequence[str]) -> Scored:
+    """Run the stage for some quantizations.
+
+    Raises:
+        InvalidInputError: a damaged reference, a text that is too short, logits that
+            are not finite.
+        NotFoundError: a text does not exist.
+        UnavailableError: a child process was killed.
+    """
+    scoring = _scoring(build)
+    model = build.model.id
+    with build.pool(1) as quantizer, build.pool() as scorers:
+        reference = scorers.submit(score_reference, scoring, model)
+        made = {
+            name: quantizer.submit(
+                quantize_candidate, build.runner, build.board, build.model, name
+            )
+            for name in names
+        }
+        rows = [
+            scorers.submit(_score_row, scoring, name, future, reference)
+            for name, future in made.items()
+        ]
+        rows.append(scorers.submit(_score_row, scoring, "reference", model, reference))
+        prompts = golden_prompts(build.blueprint.golden, build.folder)
+        golden = Goldens(build=build).record(
+            prompts, build.blueprint.golden.answer_tokens
+        )
+        scores = dict(row.result() for row in rows)
+        artefacts = [future.result() for future in made.values()]
+    artefacts.sort(key=lambda artefact: (-artefact.file.bytes, artefact.quantization))
+    return Scored(
+        artefacts=tuple(artefacts),
+        fidelity={
+            digest: estimate_fidelity(scoring, reference.result(), found)
+            for digest, found in scores.items()
+        },
+        golden=golden,
+    )
+
+
+def _scoring(build: BuildContext) -> Scoring:
+    text = evaluation_text(build.blueprint.evaluation, build.folder)
+    return Scoring(
+        runner=build.runner,
+        processes=build.processes,
+        board=build.board,
+        runtime=build.runtime,
+        plan=build.blueprint.evaluation,
+        text=text,
+        text_digest=build.blobs.put_bytes(text.encode()),
+    )
+
+
+def _score_row(
+    scoring: Scoring,
+    name: str,
+    artefact: Digest | Future[Artefact],
+    reference: Future[Digest],
+) -> tuple[Digest, Digest]:
+    """Return a row's artefact and its scores."""
+    digest = artefact.result().digest if isinstance(artefact, Future) else artefact
+    return digest, score_candidate(scoring, name, digest, reference.result())
