@@ -10,7 +10,7 @@ from slmops.testing.live_control import LiveControl, Ran, Slmops, live_control
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveControl]:
-    with live_control(tmp_path_factory.mktemp("live"), releases=8) as running:
+    with live_control(tmp_path_factory.mktemp("live"), releases=9) as running:
         yield running
 
 

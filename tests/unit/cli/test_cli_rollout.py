@@ -23,11 +23,16 @@ _REASON = "golden prompt 0: |Δ log p| 7.8 > 0.25"
 
 @pytest.fixture(scope="module")
 def fleet(live: LiveControl) -> list[ScriptedDevice]:
-    """Four devices; sample-2 fails on all of them."""
-    return [
+    """Four devices that run sample-1; sample-2 fails on all of them."""
+    devices = [
         live.enrol(f"till-{index}", bad_releases={"sample-2": _REASON})
         for index in range(4)
     ]
+    answer = live.http.post("/v1/rollouts", json={"release": "sample-1"})
+    path = f"/v1/rollouts/{answer.json()['id']}"
+    with live.syncing(devices):
+        wait_for(lambda: live.http.get(path).json()["state"] == "done")
+    return devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +90,15 @@ def test_watch_follows_a_rollout_to_its_end(
     fleet: list[ScriptedDevice],
     start: Callable[..., Started],
 ) -> None:
-    begun = start("sample-1")
+    begun = start("sample-9")
     with live.syncing(fleet):
         watched = slmops("rollout", "status", begun.id, "--watch")
     assert watched.code == 0
-    assert f"{begun.id} sample-1 done: every wave passed" in watched.out
+    assert f"{begun.id} sample-9 done: every wave passed" in watched.out
     lines = watched.err.splitlines()
     assert len(lines) == len(set(lines)), "a line per change, never the same twice"
-    assert all(line.startswith(f"{begun.id} sample-1 ") for line in lines)
-    assert all(device.active_release == "sample-1" for device in fleet)
+    assert all(line.startswith(f"{begun.id} sample-9 ") for line in lines)
+    assert all(device.active_release == "sample-9" for device in fleet)
     shown = slmops("rollout", "status")
     assert shown.out == watched.out, "the newest is shown by default"
     listed = slmops("rollout", "list")
@@ -106,6 +111,7 @@ def test_a_halt_is_watched_with_its_reason_and_the_devices_own(
     fleet: list[ScriptedDevice],
     start: Callable[..., Started],
 ) -> None:
+    before = [device.active_release for device in fleet]
     begun = start("sample-2")
     with live.syncing(fleet):
         watched = slmops("rollout", "status", "--watch", "--json")
@@ -116,7 +122,7 @@ def test_a_halt_is_watched_with_its_reason_and_the_devices_own(
     shown = slmops("rollout", "status", begun.id).out
     assert "sample-2 halted" in shown
     assert f"✗ till-{tree['members'][0]['device'][-1]}: {_REASON}" in shown
-    assert all(device.active_release == "sample-1" for device in fleet)
+    assert [device.active_release for device in fleet] == before
     for command in (["pause"], ["resume"]):
         ran = slmops("rollout", *command, begun.id)
         assert ran.code == 4
