@@ -102,20 +102,27 @@ class Actions:
     def downloading(self, now: Installation) -> Finding:
         """Fetch for a while; verify once all bytes are here."""
         wanted = _wanted(_target(now))
+        before = self.downloads.received_bytes
         try:
             if self.downloads.finish(wanted):
                 return Finding(installation=now, event=Event.FETCHED)
-            received = self.downloads.fetch(wanted, pause=self.pause)
+            self.downloads.fetch(wanted, pause=self.pause)
         except UntrustedError as error:
-            return _spoiled(now, str(error))
+            return _spoiled(self._counted(now, before), str(error))
         except UnavailableError as error:
-            return self._later(now, str(error), wait_s=_RETRY_S)
+            return self._later(self._counted(now, before), str(error), wait_s=_RETRY_S)
         except OSError as error:
             reason = f"disk: {error.strerror or error}"
-            return Finding(installation=replace(now, reason=reason), event=Event.DEFER)
-        more = replace(now, bytes_downloaded=now.bytes_downloaded + received, reason="")
+            more = replace(self._counted(now, before), reason=reason)
+            return Finding(installation=more, event=Event.DEFER, wait_s=_WAIT_S)
+        more = replace(self._counted(now, before), reason="")
         self.journal.note(more)
         return Finding(installation=more)
+
+    def _counted(self, now: Installation, before: int) -> Installation:
+        """Add what arrived, also when the connection broke after it."""
+        more = self.downloads.received_bytes - before
+        return replace(now, bytes_downloaded=now.bytes_downloaded + more)
 
     def verified(self, now: Installation) -> Finding:
         """Verify once more what is on the disk; take the old model's golden scores."""
@@ -281,12 +288,12 @@ class Actions:
         self.slots.collect_garbage()
 
     def _later(self, now: Installation, reason: str, *, wait_s: float) -> Finding:
-        """Stay in the state; journal the reason once."""
-        if now.reason != reason:
+        """Stay in the state; journal only what is new: it waits for days if need be."""
+        later = replace(now, reason=reason)
+        if later != self.journal.installation():
             _log.info("installation %s: %s", now.state, reason)
-            now = replace(now, reason=reason)
-            self.journal.note(now)
-        return Finding(installation=now, wait_s=wait_s)
+            self.journal.note(later)
+        return Finding(installation=later, wait_s=wait_s)
 
     def _quarantined(self) -> frozenset[str]:
         return frozenset(entry.variant for entry in self.journal.quarantined())

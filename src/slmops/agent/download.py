@@ -1,12 +1,14 @@
 """Download of one artefact: ranged, resumable, bounded, verified.
 
 Bytes go to ``incoming/<hex>`` and stay there over restarts. Never more than the
-promised length is read; only a file whose every byte was hashed moves to the blobs.
+promised length is read; only a file whose every byte was hashed moves to the blobs. A
+sender that drips is left after a while: what arrived is kept, the next try goes on.
 """
 
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,8 @@ from slmops.domain.errors import UnavailableError, UntrustedError
 from slmops.domain.ids import Digest, digest_hex
 from slmops.registry.blobs import BlobStore, file_digest, sync_folder
 
-_BLOCK = 1 << 16
 _FLUSH_BYTES = 8 << 20
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _OK, _PARTIAL, _UNSATISFIABLE = 200, 206, 416
 
 
@@ -38,13 +39,33 @@ class Wanted:
         return f"/v1/registry/blobs/sha256/{digest_hex(self.digest)}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """How slow a sender may be; the client's own time-outs bound its silences."""
+
+    least_bytes_per_s: float = 256.0
+    """Mean over one connection: the poorest radio links give ten times as much."""
+    judged_after_s: float = 20.0
+    """Age of a connection from which its mean counts."""
+
+
 class Downloads:
     """Artefacts on their way to a blob store."""
 
-    def __init__(self, client: httpx.Client, blobs: BlobStore, incoming: Path) -> None:
+    def __init__(
+        self,
+        client: httpx.Client,
+        blobs: BlobStore,
+        incoming: Path,
+        *,
+        pace: Pace | None = None,
+    ) -> None:
         self._client = client
         self._blobs = blobs
         self._incoming = incoming
+        self._pace = pace or Pace()
+        self.received_bytes = 0
+        """Body bytes that arrived since the agent's start, kept or not."""
 
     def missing_bytes(self, wanted: Wanted) -> int:
         """Return how many bytes are still to come."""
@@ -52,24 +73,24 @@ class Downloads:
             return 0
         return max(wanted.length - self._have(wanted), 0)
 
-    def fetch(self, wanted: Wanted, *, pause: Callable[[], bool]) -> int:
-        """Fetch until all is here or `pause` says so; return the bytes received.
+    def fetch(self, wanted: Wanted, *, pause: Callable[[], bool]) -> None:
+        """Fetch until all is here or `pause` says so; counts in `received_bytes`.
 
         Raises:
-            UnavailableError: the network failed, or something else than the registry
-                answered; what arrived is kept.
+            UnavailableError: the network failed, the sender is too slow, or something
+                else than the registry answered; what arrived is kept.
             UntrustedError: wrong length or digest; what arrived is thrown away.
             OSError: the disk refuses.
         """
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
         begin = self._have(wanted)
         if begin >= wanted.length:
-            return 0
+            return
         headers = {"Range": f"bytes={begin}-"} if begin else {}
         try:
             with self._client.stream("GET", wanted.path, headers=headers) as response:
                 start = _checked_start(response, wanted, begin)
-                return self._receive(response, wanted, start, pause)
+                self._receive(response, wanted, start, pause)
         except httpx.HTTPError as error:
             raise UnavailableError(
                 f"download: {type(error).__name__}: {error}"
@@ -95,6 +116,7 @@ class Downloads:
             raise UntrustedError(
                 f"download: expected {wanted.digest[:19]}…, got {found[:19]}…"
             )
+        _sync_file(path)
         self._blobs.folder.mkdir(parents=True, exist_ok=True)
         path.replace(self._blobs.folder / digest_hex(wanted.digest))
         sync_folder(self._blobs.folder)
@@ -125,27 +147,40 @@ class Downloads:
         wanted: Wanted,
         start: int,
         pause: Callable[[], bool],
-    ) -> int:
-        received = unflushed = 0
+    ) -> None:
+        begun, received, unflushed = time.monotonic(), 0, 0
         with self._path(wanted).open("r+b" if start else "wb") as sink:
             sink.seek(start)
             try:
-                for block in response.iter_raw(_BLOCK):
+                # As it arrives: gathered into blocks, a drip would hide from `pause`.
+                for block in response.iter_raw():
                     if start + received + len(block) > wanted.length:
                         raise UntrustedError(
                             f"download: more than the promised {wanted.length} bytes"
                         )
                     sink.write(block)
                     received += len(block)
+                    self.received_bytes += len(block)
                     unflushed += len(block)
                     if unflushed >= _FLUSH_BYTES:
                         _flush(sink.fileno(), sink.flush)
                         unflushed = 0
                     if pause():
-                        break
+                        return
+                    self._require_pace(received, time.monotonic() - begun)
             finally:
                 _flush(sink.fileno(), sink.flush)
-        return received
+        if not received:
+            # Asked for at once again, it would give nothing again.
+            raise UnavailableError("download: the answer has no bytes")
+
+    def _require_pace(self, received: int, seconds: float) -> None:
+        least = self._pace.least_bytes_per_s * seconds
+        if seconds >= self._pace.judged_after_s and received < least:
+            raise UnavailableError(
+                f"download: {received} bytes in {seconds:.0f} s, at least"
+                f" {self._pace.least_bytes_per_s:g} a second are expected"
+            )
 
     def _path(self, wanted: Wanted) -> Path:
         return self._incoming / digest_hex(wanted.digest)
@@ -166,6 +201,12 @@ def _flush(descriptor: int, flush: Callable[[], None]) -> None:
     os.fsync(descriptor)
 
 
+def _sync_file(path: Path) -> None:
+    """Write to disk what a killed agent had only handed to the system."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def _checked_start(response: httpx.Response, wanted: Wanted, begin: int) -> int:
     """Return where the body begins: `begin`, or 0 when the server sends all of it."""
     status = response.status_code
@@ -181,20 +222,25 @@ def _checked_start(response: httpx.Response, wanted: Wanted, begin: int) -> int:
         )
     if response.headers.get("content-encoding", "identity") != "identity":
         raise UnavailableError("download: the answer is encoded, though not asked for")
-    start = _range_start(response, wanted, begin) if status == _PARTIAL else 0
+    start, end = 0, wanted.length
+    if status == _PARTIAL:
+        start, end = _range(response, wanted, begin)
     promised = response.headers.get("content-length")
-    if promised is not None and promised != str(wanted.length - start):
+    if promised is not None and promised != str(end - start):
         raise UntrustedError(
-            f"download: {wanted.length - start} bytes were signed, {promised[:20]} offered"
+            f"download: {end - start} bytes are expected, {promised[:20]} offered"
         )
     return start
 
 
-def _range_start(response: httpx.Response, wanted: Wanted, begin: int) -> int:
+def _range(response: httpx.Response, wanted: Wanted, begin: int) -> tuple[int, int]:
+    """Return begin and end of what comes: a server may send less than asked for."""
     said = response.headers.get("content-range", "")
     match = _CONTENT_RANGE.fullmatch(said)
-    if match is None or int(match[1]) != begin or int(match[3]) != wanted.length:
+    first, last, length = (int(part) for part in match.groups()) if match else (0, 0, 0)
+    good = first == begin and first <= last < length == wanted.length
+    if match is None or not good:
         raise UntrustedError(
             f"download: asked for bytes {begin}- of {wanted.length}, got {said[:60]!r}"
         )
-    return begin
+    return first, last + 1
