@@ -1,6 +1,7 @@
 """Entry point: finds the noun's file, runs it, and turns errors into exit codes."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ import click
 
 from slmops import __version__
 from slmops.cli import render
-from slmops.domain.errors import SlmopsError
+from slmops.cli.extras import extra_needed
+from slmops.domain.errors import SlmopsError, UnavailableError
 from slmops.registry.workspace import DEFAULT_FOLDER, Workspace
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -30,8 +32,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "device": ("slmops.cli.device:device", "Enrolment tokens and the fleet's devices."),
     "agent": ("slmops.cli.agent:agent", "Run the agent on a device."),
     "rollout": ("slmops.cli.rollout:rollout", "Bring a release to the fleet in waves."),
+    "demo": (
+        "slmops.cli.demo:demo",
+        "Play the whole loop with a real model and fleet.",
+    ),
 }
 """Noun → where its command is, and the line `slmops --help` shows; loaded on use."""
+
+
+_BROKEN_PIPE = 141
+"""128 and SIGPIPE, as shells count it."""
 
 
 class _Nouns(click.Group):
@@ -80,13 +90,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, the error's class code, or 130 on Ctrl-C."""
     try:
         code = app.main(args=arguments, prog_name="slmops", standalone_mode=False)
-    except SlmopsError as error:
-        render.error(error)
-        sys.exit(error.exit_code)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         render.note("stopped; nothing is half-done, run it again to go on")
         sys.exit(130)
+    except BrokenPipeError:
+        # `slmops … | head`: the reader has seen enough, and there is no one to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_BROKEN_PIPE)
+    except (SlmopsError, ModuleNotFoundError, OSError) as error:
+        problem = _as_ours(error)
+        if problem is None:
+            raise
+        render.error(problem)
+        sys.exit(problem.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _as_ours(error: Exception) -> SlmopsError | None:
+    """Name the next step after what the machine refuses; None for a bug."""
+    if isinstance(error, SlmopsError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        return extra_needed(error)
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return UnavailableError(f"{place}{error.strerror}")
+    return None

@@ -101,6 +101,20 @@ def test_a_class_is_explained_condition_by_condition(
     assert tree.keys() == {"device", "release", "fits"}
 
 
+def test_what_a_device_says_of_itself_does_not_steer_the_terminal(
+    slmops: Slmops, live: LiveControl
+) -> None:
+    evil = "\x1b[2J\x1b]0;owned\x07\u202e[red]"
+    device = live.enrol("evil", labels={"site": evil})
+    assert device.sync(live.http) == 304
+    shown = slmops("device", "show", "evil")
+    assert shown.code == 0
+    assert not set(shown.out) & set("\x1b\x07\u202e")
+    assert "[red]" in shown.out
+    tree = json.loads(slmops("device", "show", "evil", "--json").out)
+    assert tree["device"]["labels"]["site"] == evil, "JSON is exact"
+
+
 @pytest.mark.parametrize("command", ["show", "explain"])
 def test_an_unknown_device_exits_with_3(slmops: Slmops, command: str) -> None:
     ran = slmops("device", command, "nobody")

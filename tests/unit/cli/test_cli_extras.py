@@ -1,0 +1,32 @@
+"""Every optional package is known by the extra that brings it."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from slmops.cli.extras import EXTRAS, extra_needed
+
+PROJECT = Path(__file__).parents[3] / "pyproject.toml"
+OTHER_NAMES = {"vl-convert-python": "vl_convert"}
+"""Packages whose distribution is not called as they are imported."""
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extras_packages_are_those_of_the_project_file(extra: str) -> None:
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    names = [
+        re.match(r"[\w-]+", requirement)
+        for requirement in project["optional-dependencies"][extra]
+    ]
+    found = {
+        OTHER_NAMES.get(name[0], name[0].replace("-", "_")) for name in names if name
+    }
+    # numpy comes with two extras; the larger one is named.
+    assert found - {"numpy"} == set(EXTRAS[extra]) - {"numpy"}
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_bug_and_stays_one() -> None:
+    assert extra_needed(ModuleNotFoundError(name="slmops.nothing")) is None
+    assert extra_needed(ModuleNotFoundError()) is None
