@@ -166,7 +166,7 @@ def load_scores(path: Path, kind: type[Scores]) -> Scores:
     """
     wanted = {field.name for field in fields(kind)}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if set(archive.files) != wanted:
                 raise InvalidInputError(
                     f"{path}: scores must hold {sorted(wanted)}, got {archive.files}"
