@@ -6,8 +6,10 @@ whatever counts is signed inside.
 """
 
 import contextlib
+import re
 import ssl
 import threading
+import time
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -41,6 +43,12 @@ _TIMEOUT = httpx.Timeout(20.0, connect=10.0)
 _EARLY = 0.9
 """A session is renewed after this share of its life."""
 _MAX_POLL_S = 86_400.0
+_MIN_POLL_S = 0.01
+"""A server that says 0 must not make the device spin."""
+_EXCHANGE_S = 60.0
+"""Longest time for one answer's body; the client's time-outs bound its silences only."""
+_TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
+_PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 
 Document = TypeVar("Document")
 
@@ -88,7 +96,13 @@ def enrol(client: httpx.Client, request: EnrolRequest) -> EnrolAnswer:
         InvalidInputError: the server finds fault with name or labels.
         UnavailableError: the server is not there, or something else answered.
     """
-    return _post(client, "/v1/enrol", request, EnrolAnswer)
+    answer = _post(client, "/v1/enrol", request, EnrolAnswer)
+    if not _PUBLIC_KEY.fullmatch(answer.director_key):
+        raise UnavailableError(
+            f"{client.base_url}: the director's key must be 64 hex digits, got"
+            f" {answer.director_key[:80]!r}"
+        )
+    return answer
 
 
 class Link:
@@ -116,9 +130,10 @@ class Link:
         """Say how we stand; hear what is wanted.
 
         Raises:
-            UnavailableError: no way there now; retry later.
+            UnavailableError: no way there now, or not the control plane that answers;
+                retry later.
             UntrustedError: the control plane does not know this device.
-            InvalidInputError: it does not understand us.
+            InvalidInputError: it refuses this very `request`.
         """
         with self._lock:
             fresh = self._token is None or self._clock.monotonic() >= self._renew_at
@@ -137,14 +152,16 @@ class Link:
     def _open_session(self) -> None:
         counter = self._journal.next_session_counter(now=self._clock.now())
         message = f"slmops-session:{self._device}:{counter}".encode()
-        answer = _post(
-            self.client,
-            "/v1/session",
-            SessionRequest(
-                device=self._device, counter=counter, signature=self._key.sign(message)
-            ),
-            SessionAnswer,
+        request = SessionRequest(
+            device=self._device, counter=counter, signature=self._key.sign(message)
         )
+        try:
+            answer = _post(self.client, "/v1/session", request, SessionAnswer)
+        except InvalidInputError as error:
+            # Says nothing about the reports that wait to be sent.
+            raise UnavailableError(str(error)) from None
+        if not _TOKEN.fullmatch(answer.token):
+            raise UnavailableError("/v1/session: the token is no text for a header")
         self._token = answer.token
         self._renew_at = self._clock.monotonic() + answer.expires_in_s * _EARLY
 
@@ -158,9 +175,7 @@ class Link:
         poll = answer.next_poll_s
         if answer.status == _NOT_MODIFIED:
             return SyncOutcome(next_poll_s=poll, envelope=None)
-        told = codec.decode_json(
-            answer.body, SyncAnswer, where="/v1/sync", lenient=True
-        )
+        told = _read(self.client, answer, "/v1/sync", SyncAnswer)
         return SyncOutcome(next_poll_s=poll, envelope=told.assignment)
 
 
@@ -175,6 +190,13 @@ def _post(
     client: httpx.Client, path: str, document: object, kind: type[Document]
 ) -> Document:
     answer = _send(client, path, document, headers={})
+    return _read(client, answer, path, kind)
+
+
+def _read(
+    client: httpx.Client, answer: _Answer, path: str, kind: type[Document]
+) -> Document:
+    """Decode an answer; one that is no such document is not the control plane's."""
     try:
         return codec.decode_json(answer.body, kind, where=path, lenient=True)
     except InvalidInputError as error:
@@ -203,9 +225,11 @@ def _send(
 
 
 def _bounded(response: httpx.Response, path: str) -> bytes:
-    parts, size = [], 0
-    for part in response.iter_raw(65_536):
+    parts, size, begun = [], 0, time.monotonic()
+    for part in response.iter_raw():
         size += len(part)
+        if time.monotonic() - begun > _EXCHANGE_S:
+            raise UnavailableError(f"{path}: no whole answer in {_EXCHANGE_S:g} s")
         if size > MAX_ANSWER_BYTES:
             raise UnavailableError(
                 f"{path}: answer is larger than {MAX_ANSWER_BYTES} bytes"
@@ -253,5 +277,5 @@ def _poll(response: httpx.Response) -> float | None:
     with contextlib.suppress(ValueError):
         seconds = float(response.headers.get(NEXT_POLL, ""))
         if 0 <= seconds <= _MAX_POLL_S:
-            return seconds
+            return max(seconds, _MIN_POLL_S)
     return None

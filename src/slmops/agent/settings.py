@@ -57,6 +57,10 @@ class AgentSettings:
             raise InvalidInputError(
                 f"min_battery must be in 0..1, got {self.min_battery:g}"
             )
+        if self.disk_reserve_mib < 0:
+            raise InvalidInputError(
+                f"disk_reserve_mib must be >= 0, got {self.disk_reserve_mib}"
+            )
         for name in ("hold_s", "sync_longest_s", "window_s"):
             if not getattr(self, name) > 0:
                 raise InvalidInputError(
