@@ -40,10 +40,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Noun → where its command is, and the line `slmops --help` shows; loaded on use."""
 
 
-_BROKEN_PIPE = 141
-"""128 and SIGPIPE, as shells count it."""
-
-
 class _Nouns(click.Group):
     """Loads a noun's file only when it is called, so that `--help` is instant."""
 
@@ -100,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # `slmops … | head`: the reader has seen enough, and there is no one to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_BROKEN_PIPE)
+        sys.exit(1)  # as click and rich do
     except (SlmopsError, ModuleNotFoundError, OSError) as error:
         problem = _as_ours(error)
         if problem is None:

@@ -7,9 +7,16 @@ import click
 from slmops.cli import render
 from slmops.registry.workspace import Workspace
 
+_DAY_S = 86_400
+
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65_535),
@@ -19,7 +26,7 @@ from slmops.registry.workspace import Workspace
 )
 @click.option(
     "--poll-s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=_DAY_S),
     default=30.0,
     show_default=True,
     help="Mean seconds between two syncs of a device.",
