@@ -33,7 +33,7 @@ from slmops.agent.openai_errors import (
     unavailable_response,
 )
 from slmops.agent.openai_requests import CHAT, PLAIN, Asked, read_request
-from slmops.agent.relay import BrokenStreamError, Relay
+from slmops.agent.relay import BrokenStreamError, Relay, end_stream
 from slmops.agent.telemetry import Telemetry
 from slmops.agent.upstream import Gateway, Upstream
 from slmops.domain.errors import UnavailableError
@@ -197,7 +197,11 @@ class Endpoint:
         await _unless_gone(self._exchange(asked, upstream, send), receive)
 
     async def _exchange(self, asked: Asked, upstream: Upstream, send: Send) -> None:
-        """Relay and count; a client that leaves is no failure."""
+        """Relay and count; a client that leaves is no failure.
+
+        Counted before the end is sent: a client that has all of it may go, which
+        cancels what still runs here.
+        """
         relay = Relay(self._client, upstream, asked)
         if asked.stream:
             try:
@@ -205,11 +209,13 @@ class Endpoint:
             except BrokenStreamError as error:
                 _log.warning("stream: %s", error)
                 self._telemetry.failed(upstream.release)
-                return
-        else:
-            tree, answer = await relay.whole()
-            await _send_response(json_response(tree), send)
+            else:
+                self._telemetry.answered(upstream.release, answer)
+            await end_stream(send)
+            return
+        tree, answer = await relay.whole()
         self._telemetry.answered(upstream.release, answer)
+        await _send_response(json_response(tree), send)
 
 
 class _Completions:

@@ -24,6 +24,7 @@ from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.wire import codec
 
 MAX_ANSWER_BYTES = 32 << 20
+_MAX_EVENT_BYTES = 4 << 20
 _OK = 200
 _NOT_OURS = ("timings", "__verbose")
 """llama-server's additions at the top level: not the OpenAI API."""
@@ -69,11 +70,11 @@ class Relay:
         return tree, self._answered()
 
     async def stream(self, send: Send) -> Answered:
-        """Send the answer as events while it is generated.
+        """Send the answer as events while it is generated; `end_stream` is to follow.
 
         Raises:
             RequestRefused, UnavailableError: before anything was sent.
-            BrokenStreamError: after.
+            BrokenStreamError: after; `end_stream` is to follow all the same.
         """
         async with self._open() as response:
             if response.status_code != _OK:
@@ -86,10 +87,8 @@ class Relay:
             except (httpx.HTTPError, UnavailableError) as error:
                 gone = UnavailableError(f"the model's process ended: {error}")
                 await _send_event(send, codec.encode_json(unavailable_body(gone)))
-                await _end(send)
                 raise BrokenStreamError(str(error)) from None
         await _send_event(send, b"[DONE]")
-        await _end(send)
         return self._answered()
 
     def _open(self) -> "_Response":
@@ -185,17 +184,18 @@ async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
     """Yield the data of each event; the runtime sends one data line an event."""
     buffer = bytearray()
     async for part in response.aiter_raw():
+        searched = max(len(buffer) - 1, 0)
         buffer += part
-        if len(buffer) > MAX_ANSWER_BYTES:
-            raise UnavailableError("the runtime's event is too large")
-        while (end := buffer.find(b"\n\n")) >= 0:
-            event, buffer = bytes(buffer[:end]), buffer[end + 2 :]
+        while (end := buffer.find(b"\n\n", searched)) >= 0:
+            event, buffer, searched = bytes(buffer[:end]), buffer[end + 2 :], 0
             for line in event.splitlines():
                 name, _, data = line.partition(b":")
                 if name == b"data":
                     yield data.strip()
                 elif name == b"error":
                     raise UnavailableError("the runtime broke the answer off")
+        if len(buffer) > _MAX_EVENT_BYTES:
+            raise UnavailableError("the runtime's event is too large")
 
 
 def _failure(status: int, tree: dict[str, Any]) -> RequestRefused | UnavailableError:
@@ -244,5 +244,6 @@ async def _send_event(send: Send, data: bytes) -> None:
     )
 
 
-async def _end(send: Send) -> None:
+async def end_stream(send: Send) -> None:
+    """End the answer: the client may go, and what it waits for is then cancelled."""
     await send({"type": "http.response.body", "body": b"", "more_body": False})
