@@ -1,0 +1,109 @@
+"""Speed steps on real worker processes: interleaved, cached, one row per setting."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmops.domain.device import DeviceClass
+from slmops.domain.errors import InvalidInputError
+from slmops.domain.ids import Digest
+from slmops.workshop.artefacts import Artefact
+from slmops.workshop.build_context import BuildContext
+from slmops.workshop.quantize import QuantizedFile
+from slmops.workshop.speeds import (
+    MEMORY_SHARE,
+    WORKER_BYTES,
+    cut_groups,
+    measure_speeds,
+)
+
+Make = Callable[..., BuildContext]
+Echo = Callable[..., Artefact]
+NOTHING = Digest("sha256:" + "0" * 64)
+
+
+def echo_class(
+    name: str, *, threads: int = 1, context_tokens: int = 512
+) -> DeviceClass:
+    return DeviceClass(
+        name=name, runtime="echo", threads=threads, context_tokens=context_tokens
+    )
+
+
+def artefact_of(size: int) -> Artefact:
+    file = QuantizedFile(bytes=size, parameters=1, tensor_types={}, tensors=())
+    return Artefact(quantization="Q4_0", digest=NOTHING, file=file)
+
+
+def test_each_distinct_setting_is_measured_times_once_per_thread_count(
+    make_build: Make, echo_artefact: Echo
+) -> None:
+    build = make_build(
+        echo_class("a"),
+        echo_class("b", context_tokens=1024),
+        echo_class("c"),
+        echo_class("d", threads=2),
+    )
+    artefact = echo_artefact(delay_ms=1)
+    speeds = measure_speeds(build, [artefact])[artefact.digest]
+    assert [(s.threads, s.context_tokens) for s in speeds] == [
+        (2, 512),
+        (1, 1024),
+        (1, 512),
+    ]
+    assert [s.timed_context_tokens for s in speeds] == [None, None, 1024]
+    timed, other = speeds[1:]
+    assert other.decode_tokens_per_s == timed.decode_tokens_per_s
+    assert other.first_token_p95_ms == timed.first_token_p95_ms
+    kinds = sorted(timing.kind for timing in build.runner.timings)
+    assert kinds == ["memory", "speed", "speed"]
+
+
+def test_a_slower_model_is_slower_and_a_larger_one_larger(
+    make_build: Make, echo_artefact: Echo
+) -> None:
+    fast, slow = echo_artefact(delay_ms=1), echo_artefact(delay_ms=12, hold_mib=24)
+    speeds = measure_speeds(make_build(), [fast, slow])
+    quick, late = speeds[fast.digest][0], speeds[slow.digest][0]
+    assert late.decode_tokens_per_s.high < quick.decode_tokens_per_s.low
+    assert late.first_token_ms.value > quick.first_token_ms.value
+    assert late.rss_anon_mib > quick.rss_anon_mib + 20
+
+
+def test_measured_speeds_are_found_again(make_build: Make, echo_artefact: Echo) -> None:
+    classes = [echo_class("a"), echo_class("b", context_tokens=1024)]
+    artefact = echo_artefact()
+    first = measure_speeds(make_build(*classes), [artefact])
+    again = make_build(*classes)
+    assert measure_speeds(again, [artefact]) == first
+    assert all(timing.reused for timing in again.runner.timings)
+
+
+def test_more_runs_and_other_company_are_measured_anew(
+    make_build: Make, echo_artefact: Echo
+) -> None:
+    one, two = echo_artefact(), echo_artefact(delay_ms=1)
+    measure_speeds(make_build(), [one])
+    for build, group in ((make_build(runs=4), [one]), (make_build(), [one, two])):
+        measure_speeds(build, group)
+        assert [timing.reused for timing in build.runner.timings] == [False]
+
+
+def test_a_candidate_that_does_not_load_is_named(
+    make_build: Make, echo_artefact: Echo
+) -> None:
+    with pytest.raises(InvalidInputError, match="refused"):
+        measure_speeds(make_build(), [echo_artefact(), echo_artefact(refuse=True)])
+
+
+@given(st.lists(st.integers(1, 10**9), max_size=12), st.integers(1, 10**10))
+def test_groups_keep_the_order_and_fit_the_memory(
+    sizes: list[int], memory: int
+) -> None:
+    groups = cut_groups([artefact_of(size) for size in sizes], memory)
+    assert [a.file.bytes for group in groups for a in group] == sizes
+    for group in groups:
+        need = sum(a.file.bytes + WORKER_BYTES for a in group)
+        assert len(group) == 1 or need <= MEMORY_SHARE * memory
