@@ -18,11 +18,9 @@ _state = click.option(
 
 @click.group()
 def agent() -> None:
-    r"""Run the agent on a device: serve, sync, update, roll back.
+    """Run the agent on a device: serve, sync, update, roll back.
 
-    \b
-    slmops agent enrol --server https://control.example --token T --state /var/lib/slmops
-    slmops agent run --state /var/lib/slmops
+    Example: slmops agent run --state /var/lib/slmops
     """
 
 
@@ -46,11 +44,10 @@ def enrol(
     memory_mib: int | None,
     as_json: bool,
 ) -> None:
-    r"""Make this device's key and introduce it to the control plane, once.
+    """Make this device's key and introduce it to the control plane, once.
 
-    \b
-    slmops agent enrol --server http://127.0.0.1:8800 --token "$TOKEN" \
-        --state ./till-1 --name till-1 --label site=north --memory-mib 1024
+    Example: slmops agent enrol --server http://127.0.0.1:8800 --token "$TOKEN"
+    --state ./till-1 --name till-1 --label site=north --memory-mib 1024
     """
     from slmops.agent.app import Enrolment, enrol_device
 
@@ -75,14 +72,12 @@ def enrol(
 @click.option("--port", type=int, help="Port of the endpoint; 0 takes a free one.")
 @render.as_json
 def run(state: Path, port: int | None, as_json: bool) -> None:
-    r"""Serve the OpenAI API on this device and keep its model up to date.
+    """Serve the OpenAI API on this device and keep its model up to date.
 
-    \b
-    slmops agent run --state ./till-1 &
-    curl -s http://127.0.0.1:8765/v1/models
+    The address is in endpoint.json in the state folder; GET /v1/models there says what
+    is served. Ends cleanly on SIGTERM or Ctrl-C; may be killed at any moment.
 
-    The address is in <state>/endpoint.json. Ends cleanly on SIGTERM or Ctrl-C; may be
-    killed at any moment.
+    Example: slmops agent run --state ./till-1 --port 8765
     """
     import os
     from dataclasses import replace
@@ -103,10 +98,9 @@ def run(state: Path, port: int | None, as_json: bool) -> None:
 @_state
 @render.as_json
 def status(state: Path, as_json: bool) -> None:
-    r"""Show what a device serves and how its last installation went.
+    """Show what a device serves and how its last installation went.
 
-    \b
-    slmops agent status --state ./till-1
+    Example: slmops agent status --state ./till-1
     """
     import os
 
