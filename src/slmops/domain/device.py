@@ -113,7 +113,7 @@ class Budget:
     memory_mib: float | None = None
     """Peak resident memory of the model's process at `context_tokens`."""
     disk_mib: float | None = None
-    """Bytes of one variant on disk (a device holds two: active and previous)."""
+    """Size of one variant on disk, MiB (a device holds two: active and previous)."""
     first_token_ms: float | None = None
     """95th percentile of time to first token on the standard prompt."""
     decode_tokens_per_s: float | None = None

@@ -20,6 +20,7 @@ import yaml
 
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import Digest
+from slmops.wire.field_docs import documents_in, field_docs
 
 Document = TypeVar("Document")
 
@@ -186,11 +187,17 @@ def document_digest(document: object) -> Digest:
 
 
 def json_schema(kind: type) -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of a document; unknown keys are refused."""
+    """Return the JSON Schema (2020-12) of a document.
+
+    Unknown keys are refused; every key says what it is, for editors that show it.
+    """
     schema = msgspec.json.schema(kind)
-    for part in schema.get("$defs", {}).values():
-        if "properties" in part:
-            part["additionalProperties"] = False
+    parts = schema.get("$defs", {})
+    for part in documents_in(kind):
+        described = parts[part.__name__]
+        described["additionalProperties"] = False
+        for name, text in field_docs(part).items():
+            described["properties"][name]["description"] = text
     return schema
 
 
