@@ -54,10 +54,8 @@ class Scoring:
     """Name of the runtime that will serve."""
     plan: EvaluationPlan
     """Sizes."""
-    text: str
-    """Evaluation text."""
     text_digest: Digest
-    """Digest of its UTF-8."""
+    """Evaluation text, in UTF-8."""
 
     @property
     def blobs(self) -> BlobStore:
@@ -100,7 +98,8 @@ def score_reference(scoring: Scoring, artefact: Digest) -> Digest:
     )
 
     def compute() -> Mapping[str, Digest]:
-        return _scored(scoring, artefact, "score reference", text=scoring.text)
+        path = scoring.blobs.verify(scoring.text_digest)
+        return _scored(scoring, artefact, "score reference", text=str(path))
 
     return scoring.runner.run("score reference", step, compute).outputs[SCORES]
 

@@ -53,7 +53,7 @@ class ScoreJob:
     max_tokens: int
     """Positions to score."""
     text: str | None = None
-    """Evaluation text: set for the reference, whose scores it begins."""
+    """Path of the evaluation text: set for the reference, whose scores it begins."""
     reference: str | None = None
     """Path of the reference scores: set for a candidate."""
     threads: int = 1
@@ -90,9 +90,10 @@ def score_reference(
     scorer: Scorer, job: ScoreJob, reports: _Reports
 ) -> ReferenceScores:
     """Score the reference model: what every candidate is compared with."""
-    windows = cut_windows(
-        scorer.tokenize(job.text or ""), job.window_tokens, job.max_tokens
-    )
+    if job.text is None:
+        raise InvalidInputError("a score job needs a text or reference scores")
+    text = Path(job.text).read_text(encoding="utf-8")
+    windows = cut_windows(scorer.tokenize(text), job.window_tokens, job.max_tokens)
     tops, losses = [], []
     for index, window in enumerate(windows):
         for logprobs, following in _scored(scorer, window):

@@ -1,5 +1,6 @@
 """Start scoring children, follow them, and end them with their build."""
 
+import contextlib
 import json
 import os
 import signal
@@ -57,10 +58,11 @@ class ScoreProcesses:
         read_fd, write_fd = os.pipe()
         with open(read_fd, "rb") as reports, tempfile.TemporaryFile() as log:  # noqa: PTH123
             try:
-                process = self._start(job, write_fd, log)
+                process = self._start(write_fd, log)
             finally:
                 os.close(write_fd)
             try:
+                _send_order(process, {**asdict(job), "report_fd": write_fd})
                 last = _follow(reports, report)
                 code = process.wait()
             finally:
@@ -68,9 +70,7 @@ class ScoreProcesses:
             if not last.get("finished") or code != 0:
                 raise _failure(job, last, code, _tail(log))
 
-    def _start(
-        self, job: ScoreJob, report_fd: int, log: IO[bytes]
-    ) -> "subprocess.Popen[bytes]":
+    def _start(self, report_fd: int, log: IO[bytes]) -> "subprocess.Popen[bytes]":
         with self._lock:
             if self._stopped:
                 raise UnavailableError("the build was stopped")
@@ -85,10 +85,6 @@ class ScoreProcesses:
                 env={**os.environ, **_ENVIRONMENT},
             )
             self._running.add(process)
-        order = json.dumps({**asdict(job), "report_fd": report_fd}).encode() + b"\n"
-        if process.stdin is not None:
-            process.stdin.write(order)
-            process.stdin.flush()
         return process
 
     def _forget(self, process: "subprocess.Popen[bytes]") -> None:
@@ -96,9 +92,18 @@ class ScoreProcesses:
             process.kill()
             process.wait()
         if process.stdin is not None:
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         with self._lock:
             self._running.discard(process)
+
+
+def _send_order(process: "subprocess.Popen[bytes]", order: dict[str, Any]) -> None:
+    # A child that was killed meanwhile takes nothing; how it ended tells why.
+    with contextlib.suppress(BrokenPipeError):
+        if process.stdin is not None:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.flush()
 
 
 def _follow(reports: IO[bytes], report: Callable[[int, int], None]) -> dict[str, Any]:

@@ -83,7 +83,6 @@ def _scoring(build: BuildContext) -> Scoring:
         board=build.board,
         runtime=build.runtime,
         plan=build.blueprint.evaluation,
-        text=text,
         text_digest=build.blobs.put_bytes(text.encode()),
     )
 
