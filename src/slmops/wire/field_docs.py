@@ -57,7 +57,7 @@ def _parts(hints: typing.Iterable[typing.Any]) -> list[type]:
 def _own_docs(kind: type) -> dict[str, str]:
     try:
         source = textwrap.dedent(inspect.getsource(kind))
-    except OSError:
+    except (OSError, TypeError):
         return {}
     [body] = ast.parse(source).body
     assert isinstance(body, ast.ClassDef)  # noqa: S101 - source of a class
