@@ -1,15 +1,23 @@
-# `make test` does all the set-up; it creates and reuses .venv.
+# `make demo` and `make test` do all the set-up; both create and reuse .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test check format lock clean
+DEMO_OUTPUT ?= demo-output
+
+.PHONY: demo test check format lock clean
 
 # Installed anew when the project's requirements change.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.demo: EXTRA := demo
+$(VENV)/.installed: EXTRA := dev
+$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA)]'
 	touch $@
+
+demo: $(VENV)/.demo  ## A real model to a healthy fleet, then a bad release that stops
+	rm -rf $(DEMO_OUTPUT)
+	$(BIN)/slmops demo --output $(DEMO_OUTPUT) $(DEMO_FLAGS)
 
 test: $(VENV)/.installed  ## All tests
 	$(BIN)/python -m pytest

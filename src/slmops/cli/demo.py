@@ -21,7 +21,12 @@ from slmops.cli import render
 def demo(output: Path, keep: bool, as_json: bool) -> None:
     """Take a real small model to a healthy fleet, then stop a bad release.
 
-    Exits with 0 only if everything it claims really happened.
+    Imports SmolLM2-135M-Instruct, builds and signs a variant for three device classes,
+    starts a control plane and six agents as processes of their own, rolls out, asks,
+    and forces a bad release through to see the rollout halt. Exits with 0 only if all
+    of it really happened; summary.json has the figures.
+
+    Example: slmops demo --keep
     """
     from slmops.demo.story import Narrator, Story, save_summary
     from slmops.domain.errors import ConflictError
@@ -30,9 +35,9 @@ def demo(output: Path, keep: bool, as_json: bool) -> None:
         raise ConflictError(f"{output} exists; name another folder or remove it")
     output.mkdir(parents=True)
     narrator = Narrator(
-        chapter=lambda text: render.note(f"\n== {text}"),
-        line=render.note,
+        line=render.note if as_json else render.text,
         table=lambda columns, rows: None if as_json else render.table(columns, rows),
+        out=sys.stderr if as_json else sys.stdout,
     )
     summary = Story(output=output.absolute(), narrator=narrator, keep=keep).play()
     path = save_summary(summary, output)

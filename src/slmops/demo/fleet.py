@@ -1,17 +1,19 @@
 """The demo's fleet: a control plane and real agents, each a process of its own."""
 
 import socket
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import httpx
 
+from slmops.control.views import DeviceList, DeviceView, RolloutDetail, RolloutList
 from slmops.demo.processes import Processes, answers, wait_for
-from slmops.demo.summary import VariantSummary
+from slmops.demo.summary import OnDevice
 from slmops.domain.errors import UnavailableError
-from slmops.domain.release import Release
+from slmops.domain.rollout import Outcome
 from slmops.wire import codec
 
 DEVICES: tuple[tuple[str, int], ...] = (
@@ -24,10 +26,11 @@ DEVICES: tuple[tuple[str, int], ...] = (
 )
 """Name and memory in MiB that the device's owner gives to the agent."""
 
-ROLLOUT_TIMEOUT_S = 300.0
 _START_S = 60.0
+_REPORTS_S = 60.0
 _ANSWER_TOKENS = 40
-_CREATED = 201
+
+Document = TypeVar("Document")
 
 
 @dataclass(slots=True)
@@ -36,6 +39,7 @@ class Fleet:
 
     processes: Processes
     folder: Path
+    """Holds one state folder for each device."""
     control_url: str = ""
     _endpoints: dict[str, str] = field(default_factory=dict)
     _serving: set[str] = field(default_factory=set)
@@ -50,13 +54,12 @@ class Fleet:
             lambda: answers(f"{self.control_url}/healthz"),
             timeout_s=_START_S,
         )
+        self.processes.variables["SLMOPS_SERVER"] = self.control_url
 
     def start_device(self, name: str, *, memory_mib: int) -> None:
         """Enrol a device with a token of its own and start its agent."""
         state = self.folder / name
-        token = self.processes.run_json(
-            "device", "token", "--server", self.control_url
-        )["token"]
+        token = self.processes.run_json("device", "token")["token"]
         self.processes.run_json(
             *("agent", "enrol", "--server", self.control_url, "--token", token),
             *("--state", str(state), "--name", name, "--memory-mib", str(memory_mib)),
@@ -67,59 +70,37 @@ class Fleet:
         tree = codec.parse_json(place.read_bytes(), where=str(place))
         self._endpoints[name] = tree["url"]
 
-    def operator(self) -> httpx.Client:
-        """Return a client with the operator's token."""
-        token = (self.processes.workspace / "control" / "operator-token").read_text()
-        return httpx.Client(
-            base_url=self.control_url,
-            headers={"Authorization": f"Bearer {token.strip()}"},
-            timeout=30,
-        )
+    @property
+    def dashboard(self) -> str:
+        """Address of the live page, the operator's token in its fragment."""
+        return f"{self.control_url}/#token={self._operator_token()}"
 
-    def start_rollout(self, label: str) -> Any:  # noqa: ANN401 - a tree
-        """Start a rollout and return it."""
-        with self.operator() as client:
-            answer = client.post("/v1/rollouts", json={"release": label})
-        if answer.status_code != _CREATED:
-            raise UnavailableError(f"rollout of {label} refused: {answer.text[:500]}")
-        return answer.json()
+    def newest_rollout(self) -> RolloutDetail:
+        """Return the rollout that started last, with its members."""
+        newest = self._get("/v1/rollouts", RolloutList).rollouts[0]
+        return self._get(f"/v1/rollouts/{newest.id}", RolloutDetail)
 
-    def rollout(self, rollout_id: str) -> Any:  # noqa: ANN401 - a tree
-        """Return a rollout with its members and verdicts, as the operator sees it."""
-        with self.operator() as client:
-            return client.get(f"/v1/rollouts/{rollout_id}").raise_for_status().json()
-
-    def devices(self) -> list[Any]:
+    def devices(self) -> tuple[DeviceView, ...]:
         """Return all devices as last seen."""
-        with self.operator() as client:
-            listed = client.get("/v1/devices").raise_for_status().json()
-        return list(listed["devices"])
+        return self._get("/v1/devices", DeviceList).devices
 
     def newly_serving(self) -> Iterator[str]:
         """Yield endpoints that serve a model and did not at the last call."""
         for name, url in self._endpoints.items():
-            if name not in self._serving and self.models(url):
+            if name not in self._serving and self._models(url):
                 self._serving.add(name)
                 yield url
 
-    def models(self, url: str) -> list[str]:
-        """Return what an endpoint serves."""
-        try:
-            answer = httpx.get(f"{url}/v1/models", timeout=10)
-        except httpx.HTTPError:
-            return []
-        return [model["id"] for model in answer.json().get("data", [])]
-
-    def wait_until_serving(self, label: str) -> int:
+    def wait_until_answering(self, label: str) -> int:
         """Wait until every device serves `label`; return how many do and answer."""
         wait_for(
             f"every device on {label}",
-            lambda: all(label in self.models(url) for url in self._endpoints.values()),
+            lambda: all(label in self._models(url) for url in self._endpoints.values()),
             timeout_s=_START_S,
         )
-        return sum(bool(self.ask("Say yes.", url)) for url in self._endpoints.values())
+        return sum(bool(self.ask("Say yes.", name)) for name in self._endpoints)
 
-    def ask(self, question: str, url: str | None = None) -> str:
+    def ask(self, question: str, name: str) -> str:
         """Ask a device through the `openai` client, as an application would.
 
         Raises:
@@ -131,11 +112,10 @@ class Fleet:
             raise UnavailableError(
                 "the demo asks through the openai client: pip install 'slmops[demo]'"
             ) from None
-        if url is None:
-            url = self._endpoints[DEVICES[-1][0]]
+        url = self._endpoints[name]
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="local", max_retries=0)
         completion = client.chat.completions.create(
-            model=self.models(url)[0],
+            model=self._models(url)[0],
             messages=[{"role": "user", "content": question}],
             max_tokens=_ANSWER_TOKENS,
             temperature=0,
@@ -144,67 +124,80 @@ class Fleet:
 
     def bytes_shipped(self) -> int:
         """Return the artefact bytes that devices reported to have downloaded."""
-        return sum(int(device.get("bytes_downloaded", 0)) for device in self.devices())
+        return sum(device.bytes_downloaded for device in self.devices())
 
+    def measured(self) -> dict[str, OnDevice]:
+        """Wait until every device has reported its traffic; return medians by class."""
 
-def variant_summaries(release: Release) -> dict[str, VariantSummary]:
-    """Return what the cards say of each class's variant, in the class's settings."""
-    found = {}
-    for device_class in release.classes:
-        variant = release.variant_for(device_class.name)
-        speed = next(
-            speed
-            for speed in variant.card.speed
-            if speed.threads == device_class.threads
-            and speed.context_tokens == device_class.context_tokens
+        def reported() -> bool:
+            return all(d.decode_tokens_per_s is not None for d in self.devices())
+
+        wait_for("a report from every device", reported, timeout_s=_REPORTS_S)
+        by_class: dict[str, list[DeviceView]] = {}
+        for device in self.devices():
+            by_class.setdefault(device.device_class or "", []).append(device)
+        return {
+            name: OnDevice(
+                devices=len(members),
+                decode_tokens_per_s=round(
+                    statistics.median(d.decode_tokens_per_s or 0.0 for d in members), 1
+                ),
+                peak_rss_mib=round(max(d.peak_rss_mib for d in members), 1),
+            )
+            for name, members in by_class.items()
+        }
+
+    def check_processes(self) -> None:
+        """Fail at once when a control plane or an agent has ended by itself.
+
+        Raises:
+            UnavailableError: naming it.
+        """
+        died = self.processes.died()
+        if died:
+            raise UnavailableError(
+                f"{', '.join(died)} ended; logs are in {self.processes.logs}"
+            )
+
+    def _models(self, url: str) -> list[str]:
+        try:
+            answer = httpx.get(f"{url}/v1/models", timeout=10)
+        except httpx.HTTPError:
+            return []
+        return [model["id"] for model in answer.json().get("data", [])]
+
+    def _get(self, path: str, kind: type[Document]) -> Document:
+        answer = httpx.get(
+            self.control_url + path,
+            headers={"Authorization": f"Bearer {self._operator_token()}"},
+            timeout=30,
         )
-        found[device_class.name] = VariantSummary(
-            type=variant.card.quantization,
-            bytes=variant.bytes,
-            mean_kld=variant.card.fidelity.mean_kld.value,
-            decode_tokens_per_s=speed.decode_tokens_per_s.value,
-            peak_rss_mib=speed.peak_rss_mib,
-        )
-    return found
+        return codec.decode_json(answer.raise_for_status().content, kind, where=path)
+
+    def _operator_token(self) -> str:
+        file = self.processes.workspace.control / "operator-token"
+        return file.read_text().strip()
 
 
-def variant_table(release: Release) -> tuple[list[str], list[list[object]]]:
-    """Return columns and rows for the terminal."""
-    rows: list[list[object]] = [
-        [
-            name,
-            figures.type,
-            f"{figures.bytes / 1e6:.1f}",
-            f"{figures.mean_kld:.4f}",
-            f"{figures.decode_tokens_per_s:.1f}",
-            f"{figures.peak_rss_mib:.0f}",
-        ]
-        for name, figures in variant_summaries(release).items()
-    ]
-    return ["class", "type", "MB", "mean KLD", "decode tok/s", "peak MiB"], rows
-
-
-def exposed(rollout: Any) -> int:  # noqa: ANN401 - a tree
+def exposed(rollout: RolloutDetail) -> int:
     """Return how many devices were offered the rollout's release."""
-    return sum(member["offered_at"] is not None for member in rollout["members"])
+    return sum(member.offered_at is not None for member in rollout.members)
 
 
-def news(rollout: Any, seen: set[str]) -> Iterator[str]:  # noqa: ANN401 - a tree
+def news(rollout: RolloutDetail, seen: set[str]) -> Iterator[str]:
     """Yield one line for each outcome and verdict not yet in `seen`."""
-    for member in rollout["members"]:
-        if member["outcome"] == "pending":
-            continue
-        line = (
-            f"wave {member['wave'] + 1}  {member['device']:<14} {member['outcome']}"
-            + (f": {member['reason']}" if member["reason"] else "")
-        )
+    lines = [
+        f"wave {member.wave + 1}  {member.device:<14} {member.outcome}"
+        + (f": {member.reason}" if member.reason else "")
+        for member in rollout.members
+        if member.outcome is not Outcome.PENDING
+    ]
+    if rollout.state in {"done", "halted", "aborted"}:
+        lines.append(f"rollout {rollout.state}: {rollout.reason}")
+    for line in lines:
         if line not in seen:
             seen.add(line)
             yield line
-    line = f"rollout {rollout['state']}: {rollout['reason']}"
-    if rollout["state"] in {"done", "halted", "aborted"} and line not in seen:
-        seen.add(line)
-        yield line
 
 
 def _free_port() -> int:

@@ -1,6 +1,7 @@
 """Real processes of the demo: commands run to their end, servers kept and stopped."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,11 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import httpx
 
 from slmops.domain.errors import UnavailableError
+from slmops.registry.workspace import Workspace
 from slmops.wire import codec
 
 _OK = 200
@@ -27,27 +29,54 @@ def slmops_command(*arguments: str) -> list[str]:
 class Processes:
     """Everything the demo started; `stop_all` ends it in reverse order."""
 
-    workspace: Path
+    folder: Path
+    """Where commands run."""
+    workspace: Workspace
+    """Of the control plane and the workshop."""
     logs: Path
+    """One file a process."""
+    out: TextIO
+    """Where commands that are shown print."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Environment of everything started from here on, beside the caller's own."""
     _running: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
 
+    def show(self, *arguments: str) -> None:
+        """Run ``slmops …`` to its end; what it prints goes where the story goes.
+
+        Raises:
+            UnavailableError: it failed, and has said why.
+        """
+        self.out.flush()
+        result = subprocess.run(
+            slmops_command(*arguments),
+            cwd=self.folder,
+            env=self._environment(),
+            stdout=self.out,
+            check=False,
+        )
+        if result.returncode != 0:
+            raise UnavailableError(
+                f"`{shown_command(arguments)}` ended with {result.returncode}"
+            )
+
     def run_json(self, *arguments: str) -> Any:  # noqa: ANN401 - a tree
-        """Run ``slmops … --json`` to its end and return the document it printed.
+        """Run ``slmops … --json`` to its end, unseen, and return what it printed.
 
         Raises:
             UnavailableError: it failed; the message carries its own words.
         """
         result = subprocess.run(
             slmops_command(*arguments, "--json"),
+            cwd=self.folder,
             env=self._environment(),
             capture_output=True,
             check=False,
         )
         if result.returncode != 0:
             last = result.stderr.decode(errors="replace").strip()[-2000:]
-            shown = " ".join(arguments)
             raise UnavailableError(
-                f"`slmops {shown}` ended with {result.returncode}: {last}"
+                f"`{shown_command(arguments)}` ended with {result.returncode}: {last}"
             )
         return codec.parse_json(result.stdout, where=f"slmops {arguments[0]}")
 
@@ -57,6 +86,7 @@ class Processes:
         with (self.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 slmops_command(*arguments),
+                cwd=self.folder,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -66,14 +96,13 @@ class Processes:
         self._running.append((name, process))
         return process
 
-    def log_tail(self, name: str) -> str:
-        """Return the end of a process's log."""
-        path = self.logs / f"{name}.log"
-        return path.read_text(errors="replace")[-1500:] if path.exists() else ""
-
-    def dead(self) -> list[str]:
+    def died(self) -> list[str]:
         """Return the names of processes that ended though nobody stopped them."""
         return [name for name, process in self._running if process.poll() is not None]
+
+    def process_ids(self) -> list[int]:
+        """Return the ids of everything that was started and not yet stopped."""
+        return [process.pid for _, process in self._running]
 
     def stop_all(self, *, timeout_s: float = 10.0) -> None:
         """End everything, newest first; kill what does not end in time."""
@@ -90,7 +119,8 @@ class Processes:
         self._running.clear()
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "SLMOPS_WORKSPACE": str(self.workspace)}
+        own = {"SLMOPS_WORKSPACE": str(self.workspace.root)}
+        return {**os.environ, **own, **self.variables}
 
 
 def wait_for(what: str, check: Callable[[], bool], *, timeout_s: float) -> None:
@@ -115,5 +145,9 @@ def answers(url: str) -> bool:
 
 
 def shown_command(arguments: Sequence[str]) -> str:
-    """Return a command as a person would type it."""
-    return "slmops " + " ".join(arguments)
+    """Return a command as a person would type it.
+
+    >>> shown_command(["release", "create", "--reason", "a drill"])
+    "slmops release create --reason 'a drill'"
+    """
+    return "slmops " + shlex.join(arguments)

@@ -5,42 +5,56 @@ the control plane's records, the devices' own reports. It checks what it claims 
 lists whatever did not happen.
 """
 
-import dataclasses
 import importlib.resources
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
+from slmops.control.views import RolloutDetail
 from slmops.demo import fleet
 from slmops.demo.fleet import Fleet
-from slmops.demo.load import RequestLoad
+from slmops.demo.load import Counts, RequestLoad
 from slmops.demo.processes import Processes, shown_command
 from slmops.demo.source_model import fetch_smollm2
-from slmops.demo.summary import Summary
+from slmops.demo.summary import (
+    OnDevice,
+    Summary,
+    VariantSummary,
+    missing,
+    variant_summaries,
+)
 from slmops.domain.errors import UnavailableError
 from slmops.domain.release import Release
+from slmops.registry.blobs import write_atomically
+from slmops.registry.catalog import Catalog
+from slmops.registry.workspace import DEFAULT_FOLDER, Workspace
 from slmops.wire import codec
 
 QUESTION = "What is the capital of France? Answer in one short sentence."
 BAD_TYPE = "Q2_K_PURE"
 """Over-quantized on purpose: it loads, answers fast, and answers badly."""
 FORCE_REASON = "demo: rushed to save disk, nobody looked at the card"
-DONE = "done"
-HALTED = "halted"
+PIDS = "pids"
+"""File in the output folder: the processes that ``--keep`` left running."""
+_MODEL = "smollm2-135m-instruct"
+_ENDS = frozenset({"done", "halted", "aborted"})
+_ROLLOUT_S = 300.0
+_WINDOW_S = "5"
+"""Devices report this often: a default minute would be most of the demo."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Narrator:
     """How the story reaches the terminal; handed in by the command line."""
 
-    chapter: Callable[[str], None]
-    """A heading."""
     line: Callable[[str], None]
     """A line of the story."""
     table: Callable[[list[str], list[list[object]]], None]
     """Figures."""
+    out: TextIO
+    """Where both go, and what the commands print."""
 
 
 @dataclass(slots=True)
@@ -52,186 +66,201 @@ class Story:
     narrator: Narrator
     keep: bool = False
     """Leave control plane and devices running at the end."""
+    _began: float = field(default_factory=time.monotonic)
+    _chapter: int = 0
+    _told: set[str] = field(default_factory=set)
 
     def play(self) -> Summary:
         """Run all chapters; processes are stopped unless `keep`."""
-        began = time.monotonic()
         processes = Processes(
-            workspace=self.output / "workspace", logs=self.output / "logs"
+            folder=self.output,
+            workspace=Workspace(root=self.output / DEFAULT_FOLDER),
+            logs=self.output / "logs",
+            out=self.narrator.out,
+            variables={"SLMOPS_AGENT_WINDOW_S": _WINDOW_S},
         )
         group = Fleet(processes=processes, folder=self.output / "devices")
         load = RequestLoad(pause_s=1.0)
         finished = False
         try:
-            self._build(processes)
-            release_1 = self._release(processes, forced=False)
-            self._start_fleet(group)
-            first = self._roll_out(group, release_1.label, load, DONE)
-            answer = self._ask(group)
-            release_2 = self._bad_release(processes)
-            second = self._roll_out(group, release_2.label, load, HALTED)
-            back = self._wait_until_back(group, release_1.label)
-            counts = load.stop()
-            summary = _summary(
-                group, (first, second), (release_1, release_2), back, answer
-            )
-            summary = _with_load(summary, counts.sent, counts.failed, began)
-            if counts.failed:
-                for reason in counts.reasons[:5]:
-                    self.narrator.line(f"failed request: {reason}")
+            summary = self._play(group, load)
             finished = True
-            return summary
         finally:
             load.stop()
-            if not (finished and self.keep):
+            if finished and self.keep:
+                self._leave_running(group)
+            else:
                 processes.stop_all()
+        return summary
+
+    def _play(self, group: Fleet, load: RequestLoad) -> Summary:
+        self._build(group.processes)
+        release_1 = self._release("Sign and publish release 1", group.processes)
+        self._start_fleet(group)
+        first = self._roll_out(group, release_1.label, load)
+        answer = self._ask(group)
+        on_devices = group.measured()
+        release_2 = self._bad_release(group.processes)
+        second = self._roll_out(group, release_2.label, load)
+        back = self._wait_until_back(group, release_1.label)
+        counts = load.stop()
+        summary = Summary(
+            devices=len(fleet.DEVICES),
+            requests_sent=counts.sent,
+            requests_failed=counts.failed,
+            release_1=release_1.label,
+            release_1_done=first.state == "done",
+            release_2=release_2.label,
+            release_2_halted=second.state == "halted",
+            halt_reason=second.reason,
+            devices_exposed=fleet.exposed(second),
+            devices_back_on_release_1=back,
+            bytes_shipped=group.bytes_shipped(),
+            variants=variant_summaries(release_1),
+            on_devices=on_devices,
+            question=QUESTION,
+            answer=answer,
+            seconds=round(time.monotonic() - self._began, 1),
+            failures=(),
+        )
+        summary = replace(summary, failures=missing(summary))
+        self._tell_figures(summary, counts)
+        return summary
 
     def _build(self, processes: Processes) -> None:
-        tell = self.narrator
-        tell.chapter("1  Import, plan and build")
-        model = fetch_smollm2()
-        blueprint = self.output / "blueprint.yaml"
-        sample = importlib.resources.files("slmops.demo") / "blueprint.yaml"
-        blueprint.write_bytes(sample.read_bytes())
-        self._run(
-            processes, "model", "import", str(model), "--name", "smollm2-135m-instruct"
-        )
-        plan = self._run(processes, "plan", str(blueprint))
-        tell.line(f"the plan: {len(plan['candidates'])} candidates, sizes exact")
-        self._run(processes, "build", str(blueprint))
+        self._heading("Import, plan and build a real model")
+        source = fetch_smollm2()
+        (self.output / source.name).symlink_to(source)
+        blueprint = importlib.resources.files("slmops.demo") / "blueprint.yaml"
+        (self.output / "blueprint.yaml").write_bytes(blueprint.read_bytes())
+        self._show(processes, "model", "import", source.name, "--name", _MODEL)
+        self._show(processes, "plan", "blueprint.yaml")
+        self._show(processes, "build", "blueprint.yaml")
 
-    def _release(self, processes: Processes, *, forced: bool) -> Release:
-        arguments = ["release", "create"]
-        if forced:
-            arguments += ["--force", "--reason", FORCE_REASON]
-        else:
-            self.narrator.chapter("2  Sign and publish release 1")
-        created = self._run(processes, *arguments)
-        release = codec.convert(
-            self._run(processes, "release", "show", created["label"]),
-            Release,
-            where=created["label"],
-        )
-        self.narrator.table(*fleet.variant_table(release))
-        return release
+    def _release(self, heading: str, processes: Processes, *arguments: str) -> Release:
+        if heading:
+            self._heading(heading)
+        self._show(processes, "release", "create", *arguments)
+        catalog = Catalog(processes.workspace.registry)
+        releases = [catalog.load(label)[0] for label in catalog.labels()]
+        return max(releases, key=lambda release: release.version)
 
     def _start_fleet(self, group: Fleet) -> None:
-        self.narrator.chapter("3  A control plane and six devices")
+        tell = self.narrator.line
+        self._heading("A control plane and six devices")
         group.start_control()
-        self.narrator.line(f"control plane at {group.control_url}")
+        tell(f"$ slmops serve        # {group.control_url}, SQLite")
+        tell(
+            "$ slmops device token; slmops agent enrol; slmops agent run   # six times"
+        )
         for name, memory_mib in fleet.DEVICES:
             group.start_device(name, memory_mib=memory_mib)
-        self.narrator.line(f"{len(fleet.DEVICES)} agents enrolled and running")
+            tell(f"{name:<14} may use {memory_mib} MiB")
 
-    def _roll_out(
-        self, group: Fleet, label: str, load: RequestLoad, expected: str
-    ) -> Any:  # noqa: ANN401
-        tell = self.narrator
-        number = "4" if expected == DONE else "7"
-        tell.chapter(f"{number}  Roll out {label} in waves")
-        rollout = group.start_rollout(label)
-        seen: set[str] = set()
-        deadline = time.monotonic() + fleet.ROLLOUT_TIMEOUT_S
+    def _roll_out(self, group: Fleet, label: str, load: RequestLoad) -> RolloutDetail:
+        tell = self.narrator.line
+        self._heading(f"Roll out {label} in waves")
+        tell(f"$ {shown_command(['rollout', 'start', label])}")
+        group.processes.run_json("rollout", "start", label)
+        self._told.clear()
+        deadline = time.monotonic() + _ROLLOUT_S
         while True:
-            rollout = group.rollout(rollout["id"])
-            for line in fleet.news(rollout, seen):
-                tell.line(line)
+            rollout = group.newest_rollout()
+            for line in fleet.news(rollout, self._told):
+                tell(line)
             for url in group.newly_serving():
                 load.add(url)
-            if rollout["state"] in {DONE, HALTED, "aborted"}:
+            if rollout.state in _ENDS:
                 return rollout
+            group.check_processes()
             if time.monotonic() > deadline:
                 raise UnavailableError(
-                    f"rollout of {label} is still {rollout['state']} after"
-                    f" {fleet.ROLLOUT_TIMEOUT_S:g} s; logs are in {group.processes.logs}"
+                    f"rollout of {label} is still {rollout.state} after"
+                    f" {_ROLLOUT_S:g} s; logs are in {group.processes.logs}"
                 )
             time.sleep(0.5)
 
     def _ask(self, group: Fleet) -> str:
-        tell = self.narrator
-        tell.chapter("5  Ask a device, through the openai client")
-        answer = group.ask(QUESTION)
-        tell.line(f"you:    {QUESTION}")
-        tell.line(f"device: {answer}")
+        self._heading("Ask a device, through the openai client")
+        name = fleet.DEVICES[-1][0]
+        answer = group.ask(QUESTION, name)
+        self.narrator.line(f"you:           {QUESTION}")
+        self.narrator.line(f"{name}: {answer}")
         return answer
 
     def _bad_release(self, processes: Processes) -> Release:
-        self.narrator.chapter("6  Force through a bad release 2")
-        blueprint = self.output / "blueprint.yaml"
-        arguments = ["build", str(blueprint), "--candidates", BAD_TYPE]
-        self._run(processes, *arguments, "--below-floor")
-        return self._release(processes, forced=True)
+        self._heading("Force through a bad release 2")
+        bad = ("--candidates", BAD_TYPE, "--below-floor")
+        page = ("--output", "build-report-2")
+        self._show(processes, "build", "blueprint.yaml", *bad, *page)
+        return self._release("", processes, "--force", "--reason", FORCE_REASON)
 
     def _wait_until_back(self, group: Fleet, label: str) -> int:
-        self.narrator.chapter("8  Back on release 1, and still answering")
-        back = group.wait_until_serving(label)
+        self._heading("Back on release 1, and still answering")
+        back = group.wait_until_answering(label)
+        for line in fleet.news(group.newest_rollout(), self._told):
+            self.narrator.line(line)
         self.narrator.line(f"{back} of {len(fleet.DEVICES)} devices answer on {label}")
         return back
 
-    def _run(self, processes: Processes, *arguments: str) -> Any:  # noqa: ANN401
+    def _tell_figures(self, summary: Summary, counts: Counts) -> None:
+        self._heading("What this run measured")
+        columns = ["class", "type", "MB", "mean KLD", "tok/s at build"]
+        columns += ["peak MiB at build", "tok/s on devices", "peak MiB on devices"]
+        self.narrator.table(
+            columns,
+            [
+                _figures(name, variant, summary.on_devices.get(name))
+                for name, variant in summary.variants.items()
+            ],
+        )
+        tell = self.narrator.line
+        tell("All six devices share this machine, so they are slower than one alone.")
+        tell(f"bytes shipped     {summary.bytes_shipped / 1e6:.1f} MB")
+        tell(
+            f"devices exposed   {summary.devices_exposed} of {summary.devices}"
+            f" saw {summary.release_2}"
+        )
+        tell(
+            f"requests          {summary.requests_sent} sent during all of it,"
+            f" {summary.requests_failed} failed"
+        )
+        tell(f"time              {summary.seconds:.0f} s")
+        for reason in counts.reasons[:5]:
+            tell(f"failed request: {reason}")
+
+    def _leave_running(self, group: Fleet) -> None:
+        ids = " ".join(str(pid) for pid in group.processes.process_ids())
+        write_atomically(self.output / PIDS, (ids + "\n").encode())
+        tell = self.narrator.line
+        tell(f"\nstill running; dashboard: {group.dashboard}")
+        tell(f"stop with: kill $(cat {self.output / PIDS})")
+
+    def _show(self, processes: Processes, *arguments: str) -> None:
         self.narrator.line(f"$ {shown_command(arguments)}")
-        return processes.run_json(*arguments)
+        processes.show(*arguments)
+
+    def _heading(self, text: str) -> None:
+        self._chapter += 1
+        seconds = time.monotonic() - self._began
+        self.narrator.line(f"\n== {self._chapter}  {text}  [{seconds:.0f} s]")
+
+
+def _figures(name: str, built: VariantSummary, seen: OnDevice | None) -> list[object]:
+    return [
+        name,
+        built.type,
+        round(built.bytes / 1e6, 1),
+        round(built.mean_kld, 4),
+        built.decode_tokens_per_s,
+        round(built.peak_rss_mib),
+        seen.decode_tokens_per_s if seen else None,
+        round(seen.peak_rss_mib) if seen else None,
+    ]
 
 
 def save_summary(summary: Summary, folder: Path) -> Path:
     """Write ``summary.json`` and return its path."""
     path = folder / "summary.json"
-    path.write_text(codec.encode_json_pretty(summary) + "\n", encoding="utf-8")
+    write_atomically(path, (codec.encode_json_pretty(summary) + "\n").encode())
     return path
-
-
-def _summary(
-    group: Fleet,
-    rollouts: tuple[Any, Any],
-    releases: tuple[Release, Release],
-    back: int,
-    answer: str,
-) -> Summary:
-    first, second = rollouts
-    return Summary(
-        devices=len(fleet.DEVICES),
-        requests_sent=0,
-        requests_failed=0,
-        release_1=releases[0].label,
-        release_1_done=first["state"] == DONE,
-        release_2=releases[1].label,
-        release_2_halted=second["state"] == HALTED,
-        halt_reason=second["reason"],
-        devices_exposed=fleet.exposed(second),
-        devices_back_on_release_1=back,
-        bytes_shipped=group.bytes_shipped(),
-        variants=fleet.variant_summaries(releases[0]),
-        question=QUESTION,
-        answer=answer,
-        seconds=0.0,
-    )
-
-
-def _with_load(summary: Summary, sent: int, failed: int, began: float) -> Summary:
-    summary = dataclasses.replace(
-        summary,
-        requests_sent=sent,
-        requests_failed=failed,
-        seconds=round(time.monotonic() - began, 1),
-    )
-    return dataclasses.replace(summary, failures=tuple(_missing(summary)))
-
-
-def _missing(summary: Summary) -> list[str]:
-    """Return what the demo promised and this run did not show."""
-    checks = {
-        "the load sent requests": summary.requests_sent > 0,
-        "no request failed": summary.requests_failed == 0,
-        "release 1 reached the whole fleet": summary.release_1_done,
-        "release 2 halted by itself": summary.release_2_halted,
-        "the halt has a reason": bool(summary.halt_reason),
-        "release 2 did not reach every device": (
-            0 < summary.devices_exposed < summary.devices
-        ),
-        "every device is back on release 1": (
-            summary.devices_back_on_release_1 == summary.devices
-        ),
-        "a device answered the question": bool(summary.answer.strip()),
-        "artefacts were shipped": summary.bytes_shipped > 0,
-    }
-    return [what for what, holds in checks.items() if not holds]

@@ -271,9 +271,9 @@ function state(device) {
 const COLUMNS = [
   ["Device", "id", (device) => device.id],
   ["Class", "", (device) => device.device_class ?? "fits none"],
-  ["Release", "", (device) => device.release ?? "none yet"],
+  ["Release", "short", (device) => device.release ?? "none yet"],
   ["Installation", "state", state],
-  ["Seen", "", (device) => since(device.seen_at)],
+  ["Seen", "short", (device) => since(device.seen_at)],
   ["Tokens/s", "number", (device) => device.decode_tokens_per_s?.toFixed(1) ?? "–"],
   ["RSS", "number", (device) => device.peak_rss_mib ? `${Math.round(device.peak_rss_mib)} MiB` : "–"],
   ["Failed", "number", (device) => number.format(device.failures)],
