@@ -24,7 +24,8 @@ class ControlSettings:
     engine_s: float = 1.0
     """Longest time between two passes of the rollout engine; news wake it at once."""
     timestamp_s: float = 3_600.0
-    """How often the registry's TUF timestamp is signed anew; it lives a day."""
+    """How often the age of the registry's TUF timestamp is looked at: it lives a week and
+    is signed anew when half of that is over."""
     seen_flush_s: float = 5.0
     """How often last-seen times are written; a crash loses at most this much of them."""
     device_burst: int = 60
