@@ -2,8 +2,11 @@
 
 Memory of llama.cpp's process: its code and libraries, its own heap, the vocabulary, the
 mapped weights, a private copy of the tensors whose blocks it reorders for the CPU, the
-KV cache, and scratch for one batch of the prompt. The constants were fitted to peak RSS
-of xllamacpp 2026.10 on x86-64 with AVX2 (docs/lab-log.md); they are not exact elsewhere.
+KV cache, and scratch for one batch of the prompt. The peak is that of a full context:
+without flash attention, a batch's attention scores against the whole context outgrow all
+other scratch. The constants were fitted to peak RSS of xllamacpp 2026.10 on x86-64 with
+AVX2, settings as `slmops.runtimes.llamacpp` chooses them (`bench/plan_error.py`,
+docs/lab-log.md); they are not exact elsewhere.
 
 Speed: a decoded token reads every weight once, so bytes times tokens per second is
 nearly constant on a machine, up to what unpacking a type's blocks costs.
@@ -20,11 +23,15 @@ from slmops.workshop.model_shape import ModelShape
 
 MIB = 1 << 20
 
-_CODE_MIB = 20.4
-_HEAP_MIB = 19.5
+_CODE_MIB = 18.7
+_HEAP_MIB = 17.4
 _VOCABULARY_BYTES = 470
-_BATCH_TOKENS = 512
-_FEED_FORWARD_BUFFERS = 3.5
+_SCRATCH_MIB = 2.5
+_BATCH_TOKENS = 256
+_FEED_FORWARD_BUFFERS = 3
+_SCORE_BYTES = 6
+"""Of one head, query and key: 32 bit, and a 16-bit copy to multiply with the values."""
+_MASK_BYTES = 4
 _REORDERED = frozenset({"Q4_0", "Q4_K", "Q2_K", "IQ4_NL"})
 
 _UNPACKING = {
@@ -32,18 +39,20 @@ _UNPACKING = {
     "F16": 1.35,
     "BF16": 1.0,
     "Q8_0": 1.0,
-    "Q6_K": 0.85,
+    "Q6_K": 0.95,
     "Q5_K": 0.75,
-    "Q5_1": 0.7,
-    "Q5_0": 0.7,
-    "Q4_K": 0.75,
-    "Q4_1": 0.78,
+    "Q5_1": 0.5,
+    "Q5_0": 0.5,
+    "Q4_K": 0.72,
+    "Q4_1": 0.47,
     "Q4_0": 0.78,
     "IQ4_NL": 0.78,
     "IQ4_XS": 0.78,
-    "Q3_K": 0.7,
-    "Q2_K": 0.7,
+    "Q3_K": 0.5,
+    "Q2_K": 0.65,
 }
+"""Bytes per second of a type's blocks, against Q8_0's. Types whose blocks are reordered
+are faster for their size; the IQ types' figures are guesses."""
 _UNPACKING_REST = 0.6
 _THREAD_SCALING = 0.8
 _PROBE_BYTES = 128 * MIB
@@ -74,6 +83,8 @@ class MemoryForecast:
     """Keys and values of the whole context, 16 bit."""
     scratch_mib: float
     """Activations of one batch of the prompt."""
+    attention_mib: float
+    """What one batch's scores against the whole context take beyond that scratch."""
 
     @property
     def total_mib(self) -> float:
@@ -84,6 +95,7 @@ class MemoryForecast:
             + self.reordered_mib
             + self.kv_cache_mib
             + self.scratch_mib
+            + self.attention_mib
         )
 
 
@@ -106,13 +118,15 @@ def forecast_memory(
     head_widths = shape.key_width + shape.value_width
     kv_bytes = 2 * shape.layers * context_tokens * shape.kv_heads * head_widths
     batch = min(_BATCH_TOKENS, context_tokens)
-    activations = _FEED_FORWARD_BUFFERS * shape.feed_forward + shape.width
+    activations = 4 * (_FEED_FORWARD_BUFFERS * shape.feed_forward + shape.width)
+    scores = context_tokens * (_SCORE_BYTES * shape.heads + _MASK_BYTES)
     return MemoryForecast(
         runtime_mib=_CODE_MIB + _HEAP_MIB + shape.vocabulary * _VOCABULARY_BYTES / MIB,
         weights_mib=file_bytes / MIB,
         reordered_mib=reordered / MIB,
         kv_cache_mib=kv_bytes / MIB,
-        scratch_mib=4 * batch * activations / MIB,
+        scratch_mib=_SCRATCH_MIB + batch * activations / MIB,
+        attention_mib=batch * max(scores - activations, 0) / MIB,
     )
 
 

@@ -218,6 +218,7 @@ def _forecast(
             "reordered": memory.reordered_mib,
             "kv_cache": memory.kv_cache_mib,
             "scratch": memory.scratch_mib,
+            "attention": memory.attention_mib,
         },
         decode_tokens_per_s=decode,
         obstacles=tuple(obstacles),
@@ -290,8 +291,10 @@ def _nearest_change(
 def _shorter_context(
     forecast: ClassForecast, device_class: DeviceClass, memory_mib: float
 ) -> int | None:
-    """Return the longest context, in steps of 64, whose KV cache would still fit."""
-    per_token = forecast.memory_parts["kv_cache"] / device_class.context_tokens
-    left = memory_mib - (forecast.memory_mib - forecast.memory_parts["kv_cache"])
-    tokens = int(left / per_token) // _CONTEXT_STEP * _CONTEXT_STEP
+    """Return a shorter context, in steps of 64, that would fit, if any does."""
+    # Both parts shrink at least in proportion to the context.
+    of_context = forecast.memory_parts["kv_cache"] + forecast.memory_parts["attention"]
+    left = memory_mib - (forecast.memory_mib - of_context)
+    tokens = int(left / of_context * device_class.context_tokens)
+    tokens = tokens // _CONTEXT_STEP * _CONTEXT_STEP
     return tokens if tokens >= _LEAST_CONTEXT else None
