@@ -77,18 +77,17 @@ def list_releases(workspace: Workspace, as_json: bool) -> None:
     catalog = _catalog(workspace)
     releases = [catalog.load(label) for label in catalog.labels()]
     if as_json:
-        render.json_document(
-            [
-                {
-                    "label": found.label,
-                    "digest": digest,
-                    "created_at": found.created_at,
-                    "variants": len(found.variants),
-                    "forced": found.forced is not None,
-                }
-                for found, digest in releases
-            ]
-        )
+        entries = [
+            {
+                "label": found.label,
+                "digest": digest,
+                "created_at": found.created_at,
+                "variants": len(found.variants),
+                "forced": found.forced is not None,
+            }
+            for found, digest in releases
+        ]
+        render.json_document({"releases": entries})
         return
     render.table(
         ("release", "model", "variants", "forced", "digest"),

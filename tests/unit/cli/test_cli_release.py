@@ -33,7 +33,7 @@ def test_list_names_every_release(
     sample: PublishedSample, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(sample, "list", "--json") == 0
-    [entry] = json.loads(capsys.readouterr().out)
+    [entry] = json.loads(capsys.readouterr().out)["releases"]
     assert entry["label"] == "sample-1"
     assert entry["created_at"] == SAMPLE_TIME
     assert not entry["forced"]
