@@ -82,14 +82,25 @@ class Actions:
             deployment, plan = self.offers.check(assignment)
         except UnavailableError as error:
             return self._later(now, str(error), wait_s=_RETRY_S)
+        except (NotFoundError, UntrustedError) as error:
+            return self._doubted(now, error)
         except SlmopsError as error:
             return _fail(now, f"offer refused: {error}")
         if deployment.variant in self._quarantined():
             return _fail(now, f"variant {deployment.variant[:19]}… is quarantined here")
         return Finding(
-            installation=replace(now, target=deployment, plan=plan),
+            installation=replace(
+                now, target=deployment, plan=plan, spoiled_downloads=0
+            ),
             event=Event.ACCEPT,
         )
+
+    def _doubted(self, now: Installation, error: SlmopsError) -> Finding:
+        """Ask again a few times: one answer of a proxy must not refuse it for good."""
+        again = replace(now, spoiled_downloads=now.spoiled_downloads + 1)
+        if again.spoiled_downloads >= _MOST_SPOILED:
+            return _fail(again, f"offer refused: {error}")
+        return self._later(again, f"offer doubted: {error}", wait_s=_RETRY_S)
 
     def waiting(self, now: Installation) -> Finding:
         """Wait until disk and battery allow it."""

@@ -99,7 +99,7 @@ class Installation:
     bytes_downloaded: int = 0
     """Body bytes received."""
     spoiled_downloads: int = 0
-    """How often all bytes were here and had the wrong digest."""
+    """How often what came, offer's documents or artefact, was not what was signed."""
     baseline: tuple[PromptScore, ...] | None = None
     """Golden scores of the replaced model, taken before the switch."""
     trial: TrialResult | None = None

@@ -1,0 +1,243 @@
+"""Offers: a device installs only what director and release signer agree on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from slmops.agent.offers import Offers
+from slmops.domain.device import Budget, DeviceClass, DeviceFacts
+from slmops.domain.errors import (
+    InvalidInputError,
+    NotFoundError,
+    OverBudgetError,
+    SlmopsError,
+    UnavailableError,
+    UntrustedError,
+)
+from slmops.domain.ids import Digest
+from slmops.domain.release import Release
+from slmops.domain.sync import Assignment
+from slmops.registry.envelope import seal
+from slmops.registry.keys import SigningKey
+from slmops.registry.trust import TrustedRegistry
+from slmops.testing.sample_release import (
+    SAMPLE_TIME,
+    PublishedSample,
+    publish_sample,
+    sample_release,
+)
+from slmops.wire import codec
+
+FACTS = DeviceFacts(
+    memory_mib=1024, disk_mib=100, cpu_count=1, architecture="x", runtimes=("echo",)
+)
+CLASSES = (
+    DeviceClass(name="small", budget=Budget(memory_mib=300), context_tokens=512),
+    DeviceClass(name="large", threads=2, budget=Budget(decode_tokens_per_s=5)),
+)
+
+
+@dataclass(frozen=True)
+class Signers:
+    """Both of them, and the assignment of an honest director."""
+
+    director: SigningKey
+    published: PublishedSample
+    folder: Path
+    now: Callable[[], float] = lambda: SAMPLE_TIME
+
+    @property
+    def release(self) -> Release:
+        return self.published.releases[0]
+
+    def assignment(self) -> Assignment:
+        label = self.release.label
+        variant = self.release.variants[0]
+        return Assignment(
+            device="till-1",
+            sequence=7,
+            rollout="r-1",
+            release=label,
+            release_digest=self.published.catalog.load(label)[1],
+            variant=variant.digest,
+            device_class=variant.classes[0],
+            probation_s=3.0,
+            issued_at=SAMPLE_TIME,
+        )
+
+    def offers(self, facts: DeviceFacts = FACTS) -> Offers:
+        return Offers(
+            device="till-1",
+            director_key=self.director.public_hex,
+            facts=facts,
+            open_registry=lambda: TrustedRegistry(
+                self.folder / "trust",
+                self.published.keys.root_json,
+                self.published.workspace.registry,
+                now=self.now,
+            ),
+        )
+
+
+@pytest.fixture
+def signers(tmp_path: Path) -> Signers:
+    return Signers(
+        director=SigningKey.create(tmp_path / "director.key"),
+        published=publish_sample(
+            tmp_path / "workspace", [sample_release(classes=CLASSES)]
+        ),
+        folder=tmp_path,
+    )
+
+
+def sealed(signers: Signers, assignment: Assignment) -> str:
+    return seal(codec.encode_json(assignment), signers.director)
+
+
+def test_an_honest_offer_becomes_all_it_takes_to_serve_offline(
+    signers: Signers,
+) -> None:
+    offers, wanted = signers.offers(), signers.assignment()
+    read = offers.read(sealed(signers, wanted))
+    assert read == wanted
+    deployment, plan = offers.check(read)
+    variant = signers.release.variants[0]
+    assert (deployment.variant, deployment.bytes) == (variant.digest, variant.bytes)
+    assert deployment.memory_limit_mib == 300  # the class's budget
+    assert (deployment.context_tokens, deployment.threads) == (512, 1)
+    assert deployment.chat_template == signers.release.model.chat_template
+    assert deployment.assignment == 7
+    assert plan.card_logprobs == variant.golden_logprobs
+    assert plan.budget == CLASSES[0].budget
+    assert (plan.probation_s, plan.revert) == (3.0, False)
+
+
+def test_the_owner_s_limit_holds_where_the_class_has_none(signers: Signers) -> None:
+    other = signers.release.variants[1]
+    wanted = replace(
+        signers.assignment(), variant=other.digest, device_class=other.classes[0]
+    )
+    deployment, _ = signers.offers().check(wanted)
+    assert deployment.memory_limit_mib == FACTS.memory_mib
+    assert deployment.threads == 2
+
+
+def test_a_class_that_the_release_does_not_know_is_replaced_by_the_variant_s_own(
+    signers: Signers,
+) -> None:
+    wanted = replace(signers.assignment(), device_class="gone")
+    assert signers.offers().check(wanted)[0].device_class == "small"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: text[:-10],
+        lambda text: text.replace('"sig":"', '"sig":"A'),
+        lambda text: text.replace("slmops.assignment", "slmops.other"),
+        lambda text: text.replace('"payload":"', '"payload":"e30='),
+        lambda text: '{"payload": 3, "payloadType": 4, "signatures": 5}',
+    ],
+)
+def test_an_envelope_that_was_touched_is_refused(
+    signers: Signers, spoil: Callable[[str], str]
+) -> None:
+    text = sealed(signers, signers.assignment())
+    with pytest.raises(UntrustedError):
+        signers.offers().read(spoil(text))
+
+
+def test_another_signer_and_another_device_s_assignment_are_refused(
+    signers: Signers, tmp_path: Path
+) -> None:
+    stranger = SigningKey.create(tmp_path / "stranger.key")
+    payload = codec.encode_json(signers.assignment())
+    with pytest.raises(UntrustedError, match="not signed by the director"):
+        signers.offers().read(seal(payload, stranger))
+    theirs = replace(signers.assignment(), device="till-2")
+    with pytest.raises(UntrustedError, match="is for device 'till-2'"):
+        signers.offers().read(sealed(signers, theirs))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"{}",
+        b"not json",
+        b'{"device": 3}',
+    ],
+)
+def test_a_signed_payload_that_is_no_assignment_is_refused(
+    signers: Signers, payload: bytes
+) -> None:
+    with pytest.raises(UntrustedError):
+        signers.offers().read(seal(payload, signers.director))
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:xyz", "md5:" + "a" * 32, "../../x"])
+def test_a_digest_that_is_none_is_refused(signers: Signers, digest: str) -> None:
+    odd = replace(signers.assignment(), variant=Digest(digest))
+    with pytest.raises(UntrustedError):
+        signers.offers().read(sealed(signers, odd))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"release": "sample-9"}, NotFoundError, "no target"),
+        ({"release": "../sample-1"}, NotFoundError, "no target"),
+        (
+            {"release_digest": Digest("sha256:" + "0" * 64)},
+            UntrustedError,
+            "the release signer as",
+        ),
+        (
+            {"variant": Digest("sha256:" + "0" * 64)},
+            UntrustedError,
+            "does not have",
+        ),
+    ],
+)
+def test_what_only_the_director_vouches_for_is_refused(
+    signers: Signers, change: dict[str, str], kind: type[SlmopsError], words: str
+) -> None:
+    lie = replace(signers.assignment(), **change)  # type: ignore[arg-type]
+    with pytest.raises(kind, match=words):
+        signers.offers().check(lie)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"runtimes": ()}, InvalidInputError, "installed here: none"),
+        ({"runtimes": ("llamacpp",)}, InvalidInputError, "needs runtime echo"),
+        ({"memory_mib": 239}, OverBudgetError, "needs 240 MiB of memory"),
+        ({"disk_mib": 0}, OverBudgetError, "MiB of disk"),
+    ],
+)
+def test_what_cannot_run_here_is_refused_before_a_download(
+    signers: Signers, change: dict[str, object], kind: type[SlmopsError], words: str
+) -> None:
+    small = replace(FACTS, **change)  # type: ignore[arg-type]
+    with pytest.raises(kind, match=words):
+        signers.offers(small).check(signers.assignment())
+
+
+def test_expired_metadata_is_no_verdict_on_the_release(signers: Signers) -> None:
+    late = replace(signers, now=lambda: SAMPLE_TIME + 400 * 86_400)
+    with pytest.raises(UnavailableError, match=r"nothing new .* expired"):
+        late.offers().check(signers.assignment())
+
+
+def test_no_registry_at_all_is_for_later(signers: Signers) -> None:
+    wanted = signers.assignment()
+    metadata = signers.published.workspace.registry / "metadata"
+    metadata.rename(metadata.with_name("gone"))
+    with pytest.raises(UnavailableError, match="nothing new is installed"):
+        signers.offers().check(wanted)
