@@ -4,7 +4,9 @@ Rendered by Vega-Lite inside `vl_convert`: no network, no browser. Colours are O
 Ito's, which people with any colour vision tell apart; shapes say the same again.
 """
 
+import json
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -20,6 +22,7 @@ CHOSEN, OTHER, CONTROL, FLATTERED = "chosen", "not chosen", "8-bit control", "fl
 _ROLES = (CHOSEN, OTHER, CONTROL, FLATTERED)
 _COLOURS = ("#0072B2", "#8C8C8C", "#D55E00", "#CC79A7")
 _SHAPES = ("circle", "circle", "diamond", "cross")
+_FLOOR_COLOUR = "#009E73"
 _WIDTH, _HEIGHT = 400, 330
 _ROOM_LEFT, _ROOM_RIGHT = 0.08, 0.12
 _MB = 1_000_000
@@ -32,11 +35,11 @@ class ChartFiles:
     """One chart in three forms."""
 
     spec: dict[str, Any]
-    """Vega-Lite, data included."""
+    """Vega-Lite, data included, to draw inside a page."""
     svg: str
-    """Vector image."""
+    """Vector image that stands alone: with a title, on white."""
     png: bytes
-    """Bitmap, twice the size, white background."""
+    """The same as a bitmap, twice the size."""
 
 
 def draw_chart(result: BuildResult) -> ChartFiles:
@@ -47,11 +50,10 @@ def draw_chart(result: BuildResult) -> ChartFiles:
     """
     spec = pareto_spec(result)
     version = _supported_version()
+    alone = {**spec, "title": _title(result), "background": "white"}
     try:
-        svg = vl_convert.vegalite_to_svg(spec, vl_version=version)
-        png = vl_convert.vegalite_to_png(
-            {**spec, "background": "white"}, vl_version=version, scale=2
-        )
+        svg = vl_convert.vegalite_to_svg(alone, vl_version=version)
+        png = vl_convert.vegalite_to_png(alone, vl_version=version, scale=2)
     except ValueError as error:
         raise UnavailableError(f"the chart could not be drawn: {error}") from None
     return ChartFiles(spec=spec, svg=svg, png=png)
@@ -59,11 +61,17 @@ def draw_chart(result: BuildResult) -> ChartFiles:
 
 def chart_script(spec: dict[str, Any], element: str) -> str:
     """Return JavaScript that draws `spec` into `element`, libraries included."""
-    import json
-
     drawing = json.dumps(spec, sort_keys=True).replace("</", "<\\/")
-    snippet = f"vegaEmbed({element!r}, {drawing}, {{actions: false, renderer: 'svg'}});"
-    script: str = vl_convert.javascript_bundle(snippet, vl_version=_supported_version())
+    options = "{actions: false, renderer: 'svg'}"
+    return f"{_libraries()}\nvegaEmbed({element!r}, {drawing}, {options});"
+
+
+@cache
+def _libraries() -> str:
+    """Return Vega's libraries as one script; bundling them takes a second."""
+    script: str = vl_convert.javascript_bundle(
+        "window.vegaEmbed = vegaEmbed;", vl_version=_supported_version()
+    )
     return script.replace("</script", "<\\/script")
 
 
@@ -103,6 +111,19 @@ def pareto_spec(result: BuildResult) -> dict[str, Any]:
     )
     spec: dict[str, Any] = chart.to_dict()
     return spec
+
+
+def _title(result: BuildResult) -> dict[str, Any]:
+    return {
+        "text": f"{result.blueprint.name}: variants of {result.model.name}",
+        "subtitle": "KL divergence over the reference's 256 likeliest tokens and the rest:"
+        " a lower bound",
+        "anchor": "start",
+        "fontSize": 15,
+        "subtitleFontSize": 12,
+        "subtitleColor": "#5b636d",
+        "offset": 14,
+    }
 
 
 def _panel(
@@ -159,15 +180,17 @@ def _front_line(rows: list[dict[str, Any]], x: alt.X, y: alt.Y) -> alt.Chart:
     )
 
 
-def _floor_line(result: BuildResult) -> alt.Chart:
+def _floor_line(result: BuildResult) -> alt.LayerChart:
     limit = selection_rules(result).max_kld
     shown = max(c.card.fidelity.mean_kld.high for c in result.candidates) * 3
     rows = [{"kld": limit, "name": "quality floor"}] if limit <= shown else []
     base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y("kld:Q", title=_KLD_TITLE))
-    rule: alt.Chart = base.mark_rule(
-        strokeDash=[6, 4], strokeWidth=1.4, color="#009E73"
+    rule = base.mark_rule(strokeDash=[6, 4], strokeWidth=1.4, color=_FLOOR_COLOUR)
+    name = base.mark_text(align="right", dy=-7, fontSize=11).encode(
+        x=alt.value(_WIDTH - 2), text="name:N"
     )
-    return rule
+    line: alt.LayerChart = alt.layer(rule, name)
+    return line
 
 
 def selection_rules(result: BuildResult) -> SelectionRules:
@@ -221,7 +244,7 @@ def _role(result: BuildResult, candidate: Candidate) -> str:
 def _decode_title(result: BuildResult) -> str:
     first = result.blueprint.classes[0]
     threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
-    return f"decode, tokens/s ({threads}, context {first.context_tokens}; bars: range)"
+    return f"decode, tokens/s ({threads}; bars: range of all runs)"
 
 
 def _domain(values: list[float]) -> list[float]:

@@ -68,8 +68,10 @@ def build_page(result: BuildResult, chart: ChartFiles) -> str:
 </figure>
 <h2>All candidates</h2>
 {_fidelity_table(result)}
-<h2>Speed and memory</h2>
+<h2>Speed</h2>
 {_speed_table(result)}
+<h2>Memory</h2>
+{_memory_table(result)}
 <h2>Why the others lost</h2>
 {_join(_rejections(s) for s in result.selection)}
 <h2>How it was measured</h2>
@@ -83,13 +85,7 @@ def build_page(result: BuildResult, chart: ChartFiles) -> str:
 
 def _lead(result: BuildResult) -> str:
     model = result.model
-    grid = ""
-    if model.source_quantization:
-        grid = (
-            f"<p>The reference was made from a {escape(model.source_quantization)} file."
-            " Figures of variants of that type are flattered: they are marked and never"
-            " compared as if that were fair.</p>"
-        )
+    grid = f"<p>{_grid(result)}</p>" if model.source_quantization else ""
     floor = ""
     if result.below_floor:
         floor = (
@@ -100,6 +96,20 @@ def _lead(result: BuildResult) -> str:
         f'<p class="lead">{escape(model.name)}, {model.parameters / 1e6:.1f} million'
         f" parameters, licence {escape(model.licence or 'unknown')}. Reference: 16 bit,"
         f" {model.bytes / _MB:.1f} MB.</p>{grid}{floor}"
+    )
+
+
+def _grid(result: BuildResult) -> str:
+    source = escape(result.model.source_quantization or "")
+    flattered = [c.quantization for c in result.candidates if c.on_reference_grid]
+    named = (
+        f"Flattered here: {escape(', '.join(flattered))}; marked below and never chosen."
+        if flattered
+        else "None of the candidates here is of that type."
+    )
+    return (
+        f"The reference was made from a {source} file and lies on its grid: fidelity of"
+        f" variants of that type looks better than it is. {named}"
     )
 
 
@@ -120,7 +130,8 @@ def _choice(result: BuildResult, selection: ClassSelection) -> str:
 def _caption(result: BuildResult) -> str:
     limit = selection_rules(result).max_kld
     return (
-        "Lower is closer to the 16-bit reference. Vertical bars are 95 % bootstrap bounds,"
+        "Lower is closer to the 16-bit reference; every divergence is a lower bound."
+        " Vertical bars are 95 % bootstrap bounds,"
         " horizontal bars the range of all timed runs. The dotted line joins what no other"
         f" candidate beats in bytes and divergence; the green line is the quality floor"
         f" ({limit:.3f} nats, {result.blueprint.quality.max_kld_times_8bit:g} times 8-bit)."
@@ -131,11 +142,17 @@ def _fidelity_table(result: BuildResult) -> str:
     head = (
         '<tr><th>type</th><th class="n">MB</th><th class="n">bits/weight</th>'
         '<th class="n">mean KLD</th><th class="n">p99 KLD</th>'
-        '<th class="n">same top-1</th><th class="n">perplexity</th><th>stored as</th></tr>'
+        '<th class="n">same top\u20111</th><th class="n">perplexity</th>'
+        "<th>stored as</th></tr>"
     )
     rows = [_fidelity_row(result, result.reference)]
     rows += [_fidelity_row(result, candidate) for candidate in result.candidates]
-    return f'<div class="scroll"><table>{head}{_join(rows)}</table></div>'
+    return (
+        f"{_table(head, rows)}"
+        '<p class="soft">KLD: KL divergence from the reference in nats, over its 256'
+        " likeliest tokens and one bucket for all others. That is a <em>lower bound</em> of"
+        " the divergence over the whole vocabulary. Small print: 95 % bounds.</p>"
+    )
 
 
 def _fidelity_row(result: BuildResult, candidate: Candidate) -> str:
@@ -166,20 +183,21 @@ def _fidelity_row(result: BuildResult, candidate: Candidate) -> str:
 
 def _speed_table(result: BuildResult) -> str:
     head = (
-        '<tr><th>type</th><th class="n">threads</th><th class="n">context</th>'
+        '<tr><th>type</th><th class="n">threads</th>'
         '<th class="n">decode tok/s</th><th class="n">prefill tok/s</th>'
         '<th class="n">first token ms</th><th class="n">p95 ms</th>'
-        '<th class="n">load ms</th><th class="n">peak RSS MiB</th>'
-        '<th class="n">private / mapped MiB</th></tr>'
+        '<th class="n">load ms</th></tr>'
     )
     rows = [
         _speed_row(candidate.quantization, speed)
         for candidate in result.candidates
         for speed in candidate.card.speed
+        if speed.timed_context_tokens is None
     ]
     return (
-        f'<div class="scroll"><table>{head}{_join(rows)}</table></div>'
-        '<p class="soft">Medians with the range of all runs. Measured, not modelled;'
+        f"{_table(head, rows)}"
+        '<p class="soft">Medians with the range of all runs, at the largest context that a'
+        " class with so many threads asks for. Measured, not modelled;"
         " the 16-bit reference is not timed: no class could be served by it.</p>"
     )
 
@@ -187,12 +205,33 @@ def _speed_table(result: BuildResult) -> str:
 def _speed_row(name: str, speed: Speed) -> str:
     return (
         f'<tr><td>{escape(name)}</td><td class="n">{speed.threads}</td>'
-        f'<td class="n">{speed.context_tokens}</td>'
         f"{_cell(speed.decode_tokens_per_s, 1)}{_cell(speed.prefill_tokens_per_s, 0)}"
         f"{_cell(speed.first_token_ms, 0)}"
         f'<td class="n">{speed.first_token_p95_ms:.0f}</td>'
-        f'<td class="n">{speed.load_ms:.0f}</td><td class="n">{speed.peak_rss_mib:.0f}</td>'
-        f'<td class="n">{speed.rss_anon_mib:.0f} / {speed.rss_file_mib:.0f}</td></tr>'
+        f'<td class="n">{speed.load_ms:.0f}</td></tr>'
+    )
+
+
+def _memory_table(result: BuildResult) -> str:
+    head = (
+        '<tr><th>type</th><th class="n">threads</th><th class="n">context</th>'
+        '<th class="n">peak RSS MiB</th><th class="n">private MiB</th>'
+        '<th class="n">mapped MiB</th></tr>'
+    )
+    rows = [
+        f'<tr><td>{escape(candidate.quantization)}</td><td class="n">{speed.threads}</td>'
+        f'<td class="n">{speed.context_tokens}</td>'
+        f'<td class="n">{speed.peak_rss_mib:.0f}</td>'
+        f'<td class="n">{speed.rss_anon_mib:.0f}</td>'
+        f'<td class="n">{speed.rss_file_mib:.0f}</td></tr>'
+        for candidate in result.candidates
+        for speed in candidate.card.speed
+    ]
+    return (
+        f"{_table(head, rows)}"
+        '<p class="soft">Of the serving process, measured while it answers. Private: KV'
+        " cache, scratch, reordered weights; mapped: weights and code, which several"
+        " processes share.</p>"
     )
 
 
@@ -221,7 +260,8 @@ def _method(result: BuildResult) -> str:
         " the rest: a lower bound of the divergence over the whole vocabulary",
         "noise of measuring": f"{fidelity.mean_kld.value:.2g} nats: the reference"
         " against itself, through the same code",
-        "speed runs": f"{plan.speed_runs} per candidate and setting, interleaved",
+        "speed runs": f"{plan.speed_runs} per candidate and number of threads,"
+        " interleaved; prompt caches off",
         "reference": result.model.id,
         "steps": f"{len(result.provenance)}, listed with inputs and tools in build.json",
         "build": document_digest(result),
@@ -233,11 +273,27 @@ def _method(result: BuildResult) -> str:
     return f"<dl>{items}</dl>"
 
 
+def _table(head: str, rows: Iterable[str]) -> str:
+    return f'<div class="scroll"><table>{head}{_join(rows)}</table></div>'
+
+
 def _cell(estimate: Estimate, digits: int) -> str:
-    return (
-        f'<td class="n">{estimate.value:.{digits}f}'
-        f"<small>{estimate.low:.{digits}f} to {estimate.high:.{digits}f}</small></td>"
+    value, low, high = (
+        _number(number, digits)
+        for number in (estimate.value, estimate.low, estimate.high)
     )
+    return f'<td class="n">{value}<small>{low} to {high}</small></td>'
+
+
+def _number(value: float, digits: int) -> str:
+    """Write a number with some decimals, or by its power of ten when they would be zero.
+
+    >>> _number(0.0447, 4), _number(1.3e-8, 4), _number(0.0, 4)
+    ('0.0447', '1.3e-08', '0.0000')
+    """
+    if 0 < abs(value) < 0.5 * 10**-digits:
+        return f"{value:.1e}"
+    return f"{value:.{digits}f}"
 
 
 def _join(parts: Iterable[str]) -> str:
