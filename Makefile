@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check docs format lock clean
 
 # Installed anew when the project's requirements change.
 $(VENV)/.demo: EXTRA := demo
@@ -27,6 +27,10 @@ check: $(VENV)/.installed  ## Format, lint, import rules, types
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed  ## Write the reference pages anew from the code
+	$(BIN)/python -m slmops.cli.reference docs
+	$(BIN)/python -m slmops.control.openapi docs/openapi.json
 
 format: $(VENV)/.installed  ## Rewrite to the project's format
 	$(BIN)/ruff format .

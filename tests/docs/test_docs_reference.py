@@ -28,9 +28,7 @@ def page(name: str) -> str:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_reference_page_is_current(name: str) -> None:
-    assert page(name) == PAGES[name](), (
-        "write them anew: python -m slmops.cli.reference docs"
-    )
+    assert page(name) == PAGES[name](), "write them anew: make docs"
 
 
 def test_every_command_and_option_is_on_the_page() -> None:

@@ -11,10 +11,7 @@ from typing import Any
 from slmops.wire import codec
 from slmops.wire.field_docs import field_docs
 
-WRITTEN = (
-    "Written by `python -m slmops.cli.reference docs` from the code itself; a test"
-    " holds it current."
-)
+WRITTEN = "Written by `make docs` from the code itself; a test holds it current."
 """Second line of every page made here."""
 
 _UNITS = {
