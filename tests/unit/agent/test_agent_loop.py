@@ -34,7 +34,7 @@ from slmops.registry.envelope import seal
 from slmops.registry.keys import SigningKey
 from slmops.registry.trust import TrustedRegistry
 from slmops.testing.clock import SimulatedClock
-from slmops.testing.raw_server import RawServer, Received, Reply, answer, raw
+from slmops.testing.raw_server import RawServer, Received, Reply, answer, head, raw
 from slmops.testing.sample_release import (
     SAMPLE_TIME,
     PublishedSample,
@@ -44,6 +44,8 @@ from slmops.testing.sample_release import (
 )
 from slmops.testing.stage import echo_artefact, wait_until
 from slmops.wire import codec
+
+pytestmark = pytest.mark.slow  # real processes
 
 FACTS = DeviceFacts(
     memory_mib=1024, disk_mib=100, cpu_count=1, architecture="x", runtimes=("echo",)
@@ -65,7 +67,7 @@ ARTEFACTS = {
     3: echo_artefact(logprob=-4.0),
 }
 """By version; the third answers otherwise than its card says."""
-NOTHING_NEW = raw(b"HTTP/1.1 304 x\r\nSlmops-Next-Poll: 30\r\n\r\n")
+NOTHING_NEW = raw(head(304, Slmops_Next_Poll="30"))
 
 
 @dataclass
@@ -226,8 +228,8 @@ class Device:
         reply(connection, request)
 
 
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[Device]:
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> PublishedSample:
     everybody = DeviceClass(
         name="any", context_tokens=256, runtime="echo", budget=Budget(memory_mib=250)
     )
@@ -249,12 +251,16 @@ def device(tmp_path: Path) -> Iterator[Device]:
             for version, content in ARTEFACTS.items()
         )
     ]
-    published = publish_sample(
-        tmp_path / "workspace",
+    return publish_sample(
+        tmp_path_factory.mktemp("workspace"),
         releases,
         artefacts=list(ARTEFACTS.values()),
         now=SAMPLE_TIME,
     )
+
+
+@pytest.fixture
+def device(tmp_path: Path, published: PublishedSample) -> Iterator[Device]:
     with RawServer(replies=[]) as server, http_client(server.url) as client:
         device = Device(tmp_path, server, client, published)
         yield device
@@ -549,6 +555,7 @@ def test_a_wrong_answer_of_the_registry_refuses_an_offer_only_when_it_lasts(
     targets.rename(targets.with_name("gone"))
     device.clock.advance(60)
     device.steps()
+    targets.with_name("gone").rename(targets)
     outcome = device.journal.outcome_of(2)
     assert outcome is not None
     assert "offer refused" in outcome.reason

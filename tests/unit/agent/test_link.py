@@ -11,7 +11,7 @@ import pytest
 
 from slmops.agent import link as link_module
 from slmops.agent.journal import Journal
-from slmops.agent.link import NEXT_POLL, Link, enrol, http_client
+from slmops.agent.link import Link, enrol, http_client
 from slmops.domain.device import DeviceFacts
 from slmops.domain.errors import (
     ConflictError,
@@ -46,7 +46,7 @@ def session(said: object = "t1", expires_in_s: object = 600) -> Reply:
 
 
 def nothing_new(poll: str = "30") -> Reply:
-    return raw(f"HTTP/1.1 304 x\r\n{NEXT_POLL}: {poll}\r\n\r\n".encode())
+    return raw(head(304, Slmops_Next_Poll=poll))
 
 
 def assigned(text: str = "sealed") -> Reply:
@@ -215,7 +215,9 @@ def test_only_a_refused_sync_is_the_request_s_fault(
 
 NO_ANSWERS = {
     "portal": answer(200, b"<html>Log in</html>", kind="text/html"),
-    "no type": raw(b"HTTP/1.1 200 x\r\nContent-Length: 2\r\n\r\n{}"),
+    "no type": raw(
+        b"HTTP/1.1 200 x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    ),
     "empty": answer(200, b""),
     "other json": answer(200, b"{}"),
     "list": answer(200, b"[]"),
@@ -232,7 +234,7 @@ NO_ANSWERS = {
     "closed": raw(b""),
     "silence": silent,
     "many headers": drip(b"HTTP/1.1 200 x\r\n", b"X-A: " + b"a" * 9000, pause_s=0),
-    "unasked 304": raw(b"HTTP/1.1 304 x\r\n\r\n"),
+    "unasked 304": raw(head(304)),
 }
 
 

@@ -28,6 +28,9 @@ from slmops.testing.clock import SimulatedClock
 from slmops.testing.stage import echo_artefact, wait_until
 
 
+pytestmark = pytest.mark.slow  # real processes
+
+
 @pytest.fixture
 def clock() -> SimulatedClock:
     return SimulatedClock()
