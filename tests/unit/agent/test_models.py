@@ -27,7 +27,6 @@ from slmops.domain.errors import (
 from slmops.testing.clock import SimulatedClock
 from slmops.testing.stage import echo_artefact, wait_until
 
-
 pytestmark = pytest.mark.slow  # real processes
 
 
