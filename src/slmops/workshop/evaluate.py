@@ -160,7 +160,9 @@ def _scored(
     reference: str | None = None,
 ) -> dict[str, Digest]:
     blobs = scoring.blobs
-    with tempfile.TemporaryDirectory(prefix="slmops-score-") as folder:
+    scratch = scoring.runner.cache.scratch
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         output = Path(folder) / "scores.npz"
         job = ScoreJob(
             runtime=scoring.runtime,

@@ -123,7 +123,7 @@ def run_build(
             workers=stack.enter_context(Workers(runtime)),
             board=stack.enter_context(Board(progress=progress)),
         )
-        build.blobs.remove_partials()
+        build.runner.cache.clean()
         return _run(build, below_floor=options.below_floor)
 
 

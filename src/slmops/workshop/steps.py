@@ -12,6 +12,7 @@ The records together are the build's provenance.
 
 import hashlib
 import importlib.util
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -86,6 +87,17 @@ class StepCache:
     def blobs(self) -> BlobStore:
         """Where inputs and outputs lie."""
         return BlobStore(self.workspace.blobs)
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for files that no step keeps; emptied when a build begins."""
+        return self.workspace.steps / ".scratch"
+
+    def clean(self) -> None:
+        """Remove what a killed build left half done; only under the build lock."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True)
+        self.blobs.remove_partials()
 
     def find(self, step: Step) -> StepRecord | None:
         """Return the record of a finished step whose outputs are whole, or None.

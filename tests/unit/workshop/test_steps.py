@@ -171,3 +171,20 @@ def test_a_reused_step_tells_how_long_computing_it_took(workspace: Workspace) ->
     compute = Counted(workspace)
     first, second = run(workspace, compute), run(workspace, compute)
     assert first.timings[0].seconds == second.timings[0].seconds
+
+
+def test_cleaning_removes_what_a_killed_build_left_and_keeps_what_it_finished(
+    workspace: Workspace,
+) -> None:
+    compute = Counted(workspace)
+    cache = run(workspace, compute).cache
+    cache.clean()
+    (cache.scratch / "abc").mkdir()
+    (cache.scratch / "abc" / "scores.npz").write_bytes(b"half")
+    partial = cache.blobs.folder / ".partial-abc"
+    partial.write_bytes(b"half")
+    cache.clean()
+    assert not list(cache.scratch.iterdir())
+    assert not partial.exists()
+    run(workspace, compute)
+    assert compute.runs == 1
