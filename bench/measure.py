@@ -136,6 +136,12 @@ def listening_port(pid: int) -> int:
     raise LookupError(f"process {pid} listens on no port")
 
 
+def cpu_ms(pid: int) -> float:
+    """Return the CPU time of a process's living threads so far, ms (Linux)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
+
+
 def main_thread_cpu_ms(pid: int) -> float:
     """Return the CPU time of a process's main thread so far, ms (Linux)."""
     return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e6
