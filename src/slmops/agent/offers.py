@@ -181,13 +181,10 @@ def _device_class(release: Release, variant: Variant, named: str) -> DeviceClass
 
 def _expected_peak_mib(variant: Variant, device_class: DeviceClass) -> float:
     """Return what the card measured for these knobs; the most it measured otherwise."""
-    knobs = device_class.threads, device_class.context_tokens
-    fitting = [
-        speed.peak_rss_mib
-        for speed in variant.card.speed
-        if (speed.threads, speed.context_tokens) == knobs
-    ]
-    measured = fitting or [speed.peak_rss_mib for speed in variant.card.speed]
+    fitting = variant.card.speed_for(device_class)
+    if fitting is not None:
+        return fitting.peak_rss_mib
+    measured = [speed.peak_rss_mib for speed in variant.card.speed]
     return max(measured, default=variant.bytes / _MIB)
 
 

@@ -146,7 +146,7 @@ def _row(candidate: "Candidate", result: "BuildResult") -> tuple[object, ...]:
     name = candidate.quantization + (" *" if candidate.on_reference_grid else "")
     if candidate.digest in {result.reference.digest, result.control.digest}:
         name += " (control)"
-    speed = card.speed[0] if card.speed else None
+    speed = card.speed_for(result.blueprint.classes[0])
     return (
         name,
         round(card.bytes / _MB, 1),
@@ -171,7 +171,9 @@ def _bounds(estimate: "Estimate", digits: int) -> str:
 def _remarks(result: "BuildResult") -> list[str]:
     lines = [
         "KLD in nats over the reference's 256 likeliest tokens and the rest as one: a"
-        " lower bound; in brackets 95 % bounds; speed with the first class's threads"
+        " lower bound; in brackets 95 % bounds",
+        f"speed and memory as class {result.blueprint.classes[0].name} runs it; every"
+        " class's are on the page",
     ]
     if result.model.source_quantization:
         grid = result.model.source_quantization

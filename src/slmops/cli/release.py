@@ -178,16 +178,17 @@ def _render(found: "Release") -> None:
             *("classes", "type", "MiB", "mean KLD", "same top-1"),
             *("decode tok/s", "peak RSS MiB", "digest"),
         ),
-        [_row(variant) for variant in found.variants],
+        [_row(variant, found) for variant in found.variants],
     )
     for line in _remarks(found):
         render.text(line)
 
 
-def _row(variant: "Variant") -> tuple[object, ...]:
+def _row(variant: "Variant", found: "Release") -> tuple[object, ...]:
     card = variant.card
     kld, top1 = card.fidelity.mean_kld, card.fidelity.same_top1
-    speed = card.speed[0] if card.speed else None
+    first = next(one for one in found.classes if one.name in variant.classes)
+    speed = card.speed_for(first)
     return (
         ", ".join(variant.classes),
         card.quantization,

@@ -78,12 +78,9 @@ def variant_summaries(release: Release) -> dict[str, VariantSummary]:
     found = {}
     for device_class in release.classes:
         variant = release.variant_for(device_class.name)
-        speed = next(
-            speed
-            for speed in variant.card.speed
-            if speed.threads == device_class.threads
-            and speed.context_tokens == device_class.context_tokens
-        )
+        speed = variant.card.speed_for(device_class)
+        if speed is None:
+            continue
         found[device_class.name] = VariantSummary(
             type=variant.card.quantization,
             bytes=variant.bytes,

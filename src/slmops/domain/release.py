@@ -139,6 +139,14 @@ class Card:
     runtime: str
     """Runtime and version that measured it: ``llamacpp 2026.10.11549``."""
 
+    def speed_for(self, device_class: DeviceClass) -> Speed | None:
+        """Return what was measured at a class's threads and context, or None."""
+        wanted = (device_class.threads, device_class.context_tokens)
+        for speed in self.speed:
+            if (speed.threads, speed.context_tokens) == wanted:
+                return speed
+        return None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpectedToken:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from slmops.domain.blueprint import QualityFloor
 from slmops.domain.device import Budget, DeviceClass
-from slmops.domain.release import Card, Speed
+from slmops.domain.release import Card
 from slmops.workshop.build_result import Candidate
 
 LEAST_CONTROL_KLD = 1e-3
@@ -49,15 +49,6 @@ class Excess:
 def floor_violations(card: Card, rules: SelectionRules) -> tuple[str, ...]:
     """Say what the quality floor has against a variant; empty when it holds."""
     return tuple(excess.text for excess in _floor_excesses(card, rules))
-
-
-def speed_for(card: Card, device_class: DeviceClass) -> Speed | None:
-    """Return the speed measured at a class's settings, or None."""
-    wanted = (device_class.threads, device_class.context_tokens)
-    for speed in card.speed:
-        if (speed.threads, speed.context_tokens) == wanted:
-            return speed
-    return None
 
 
 def excesses_of(
@@ -108,7 +99,7 @@ def _floor_excesses(card: Card, rules: SelectionRules) -> list[Excess]:
 def _budget_excesses(card: Card, device_class: DeviceClass) -> list[Excess]:
     budget = device_class.budget
     found = [_over("disk", card.bytes / MIB, budget.disk_mib, "MiB")]
-    speed = speed_for(card, device_class)
+    speed = card.speed_for(device_class)
     if speed is None:
         if _needs_speed(budget):
             found.append(Excess(ratio=1e9, text="its speed was not measured"))

@@ -23,7 +23,6 @@ from slmops.workshop.feasibility import (
     SelectionRules,
     excesses_of,
     floor_violations,
-    speed_for,
 )
 
 MERGE_LOSS = 0.05
@@ -234,7 +233,7 @@ def _costs(
     candidate: Candidate, device_class: DeviceClass
 ) -> tuple[float, float, float]:
     """Return (KL divergence, bytes, negative decode speed): less is better."""
-    speed = speed_for(candidate.card, device_class)
+    speed = candidate.card.speed_for(device_class)
     decode = speed.decode_tokens_per_s.value if speed else 0.0
     return candidate.card.fidelity.mean_kld.value, float(candidate.card.bytes), -decode
 

@@ -15,7 +15,6 @@ from slmops.workshop.feasibility import (
     SelectionRules,
     excesses_of,
     floor_violations,
-    speed_for,
 )
 
 CLASS = DeviceClass(name="gateway")
@@ -87,7 +86,7 @@ def test_the_ratio_says_how_far_off() -> None:
 def test_speed_measured_at_other_settings_meets_nothing() -> None:
     budget = Budget(decode_tokens_per_s=1)
     other = replace(CLASS, threads=4, budget=budget)
-    assert speed_for(candidate().card, other) is None
+    assert candidate().card.speed_for(other) is None
     (excess,) = excesses_of(candidate(), other, RULES)
     assert excess.text == "its speed was not measured"
 

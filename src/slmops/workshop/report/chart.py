@@ -15,7 +15,7 @@ import vl_convert
 from slmops.domain.device import DeviceClass
 from slmops.domain.errors import UnavailableError
 from slmops.workshop.build_result import BuildResult, Candidate
-from slmops.workshop.feasibility import SelectionRules, speed_for
+from slmops.workshop.feasibility import SelectionRules
 from slmops.workshop.select import pareto_front
 
 CHOSEN, OTHER, CONTROL, FLATTERED = "chosen", "not chosen", "8-bit control", "flattered"
@@ -205,7 +205,7 @@ def selection_rules(result: BuildResult) -> SelectionRules:
 def _row(result: BuildResult, candidate: Candidate) -> dict[str, Any]:
     kld = candidate.card.fidelity.mean_kld
     first = result.blueprint.classes[0]
-    speed = speed_for(candidate.card, first)
+    speed = candidate.card.speed_for(first)
     decode = speed.decode_tokens_per_s if speed else None
     classes = [s.device_class for s in result.selection if s.digest == candidate.digest]
     fair = [c for c in result.candidates if not c.on_reference_grid]
