@@ -79,7 +79,7 @@ def serve(
 
     Args:
         settings: where and how.
-        announce: called with the address once it accepts connections.
+        announce: called with the address once it answers and minds signals.
 
     Raises:
         UnavailableError: the port is taken.
@@ -94,8 +94,10 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=5,
     )
-    announce(f"http://{_in_url(host)}:{port}")
-    _Server(config, app.state.plane).run(sockets=[listener])
+    url = f"http://{_in_url(host)}:{port}"
+    _Server(config, app.state.plane, ready=lambda: announce(url)).run(
+        sockets=[listener]
+    )
 
 
 def configure_logging(*, debug: bool) -> None:
@@ -111,9 +113,18 @@ def configure_logging(*, debug: bool) -> None:
 class _Server(uvicorn.Server):
     """Ends live streams at the first signal: they would hold the exit up for ever."""
 
-    def __init__(self, config: uvicorn.Config, plane: Plane) -> None:
+    def __init__(
+        self, config: uvicorn.Config, plane: Plane, *, ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._plane = plane
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        # Only now: whoever reads the address may send a signal, and it is handled.
+        if self.started:
+            self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._plane.live.close()

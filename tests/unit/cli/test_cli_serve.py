@@ -106,6 +106,15 @@ def test_token_and_fleet_survive_a_restart(tmp_path: Path) -> None:
         control.kill_if_running()
 
 
+def test_a_signal_right_after_the_announcement_ends_it_cleanly(tmp_path: Path) -> None:
+    for _ in range(4):
+        control = ControlProcess(workspace=tmp_path)
+        control.start()
+        assert control.end(signal.SIGTERM) == 0
+        # Closed in order: SQLite has taken its log into the database.
+        assert not list((tmp_path / "control").glob("control.db-*"))
+
+
 def test_a_port_that_is_taken_exits_with_7(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
