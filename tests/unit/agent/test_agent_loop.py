@@ -81,6 +81,8 @@ class Device:
     clock: SimulatedClock = field(default_factory=lambda: SimulatedClock(SAMPLE_TIME))
     sync_reply: Reply = NOTHING_NEW
     obstacle: str | None = None
+    blob_reply: Reply | None = None
+    memory_mib: int = FACTS.memory_mib
 
     def __post_init__(self) -> None:
         self.director = SigningKey.create(self.folder / "director.key")
@@ -117,7 +119,7 @@ class Device:
             offers=offers,
             telemetry=self.telemetry,
             clock=self.clock,
-            memory_mib=FACTS.memory_mib,
+            memory_mib=self.memory_mib,
             obstacle=lambda _: self.obstacle,
             pause=lambda: False,
         )
@@ -220,6 +222,8 @@ class Device:
             reply = answer(body=b'{"token": "t", "expires_in_s": 3600}')
         elif request.path == "/v1/sync":
             reply = self.sync_reply
+        elif self.blob_reply is not None:
+            reply = self.blob_reply
         else:
             name = re.sub(".*/", "sha256:", request.path)
             found = [raw for raw in ARTEFACTS.values() if digest_of(raw) == name]
@@ -560,6 +564,116 @@ def test_a_wrong_answer_of_the_registry_refuses_an_offer_only_when_it_lasts(
     assert outcome is not None
     assert "offer refused" in outcome.reason
     assert not outcome.variant_at_fault
+
+
+BINARY = "application/octet-stream"
+
+
+def test_wrong_bytes_are_fetched_anew_a_few_times_and_then_refused(
+    device: Device,
+) -> None:
+    device.blob_reply = answer(200, bytes(len(ARTEFACTS[1])), kind=BINARY)
+    device.assign(1, 1)
+    device.steps()
+    outcome = device.journal.last_outcome()
+    assert outcome is not None
+    assert outcome.state is State.ROLLED_BACK
+    assert outcome.reason.endswith("3 times")
+    assert outcome.bytes_downloaded == 3 * len(ARTEFACTS[1])
+    # The way is to blame, not the variant: another assignment may bring it.
+    assert device.journal.quarantined() == ()
+    device.blob_reply = None
+    device.clock.advance(60)
+    device.assign(1, 2)
+    device.steps()
+    assert device.serves() == "sample-1"
+
+
+def test_a_download_waits_out_a_broken_network_and_counts_what_it_cost(
+    device: Device,
+) -> None:
+    size = len(ARTEFACTS[1])
+    device.blob_reply = raw(head(kind=BINARY, length=size) + ARTEFACTS[1][:4])
+    device.assign(1, 1)
+    device.steps(10)
+    found = device.journal.installation()
+    assert found is not None
+    assert found.state is State.DOWNLOADING
+    assert "RemoteProtocolError" in found.reason or "asked for bytes" in found.reason
+    assert found.bytes_downloaded >= 4
+    device.blob_reply = None
+    device.steps()
+    assert device.serves() == "sample-1"
+
+
+def test_a_full_disk_defers_and_does_not_spin(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    device.assign(1, 1)
+    while device.state() is not State.DOWNLOADING:
+        device.loop.step()
+    monkeypatch.setattr("slmops.agent.download.os.fsync", no_space)
+    wait_s = device.loop.step()
+    monkeypatch.undo()
+    found = device.journal.installation()
+    assert found is not None
+    assert (found.state, found.reason) == (
+        State.WAITING,
+        "disk: No space left on device",
+    )
+    assert wait_s > 1
+    device.steps()
+    assert device.serves() == "sample-1"
+
+
+def test_where_two_models_do_not_fit_the_old_one_goes_first_and_comes_back(
+    device: Device,
+) -> None:
+    device.memory_mib = 241  # the card promises 240, and the old one takes some too
+    device.build()
+    device.assign(1, 1)
+    device.steps()
+    old = device.models.serving
+    assert old is not None
+    device.assign(3, 2)
+    while device.state() is not State.PROBATION:
+        device.loop.step()
+        device.clock.advance(0.5)
+    assert not old.worker.alive()
+    assert device.serves() == "sample-3"  # nobody else can
+    while device.state() is not State.IDLE:
+        device.loop.step()
+    assert device.models.gateway.holding  # requests wait for the old one
+    device.clock.advance(1)
+    device.models._watch_once()
+    assert device.serves() == "sample-1"
+
+
+def test_bytes_that_rot_before_the_switch_do_not_quarantine_the_variant(
+    device: Device,
+) -> None:
+    device.assign(1, 1)
+    device.steps()
+    device.assign(2, 2)
+    while device.state() is not State.SWITCHED:
+        device.loop.step()
+        device.clock.advance(0.5)
+    found = device.journal.installation()
+    assert found is not None
+    assert found.target is not None
+    path = device.slots.blobs.path(found.target.variant)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"?")
+    device.steps(3)
+    outcome = device.journal.last_outcome()
+    assert outcome is not None
+    # Rotten bytes are the disk's fault: not quarantined.
+    assert "does not start" in outcome.reason
+    assert device.journal.quarantined() == ()
+    assert device.serves() == "sample-1"
 
 
 def test_the_loop_s_thread_survives_errors_and_ends_when_told(device: Device) -> None:
