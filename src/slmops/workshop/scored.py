@@ -59,9 +59,12 @@ def quantize_and_score(build: BuildContext, names: Sequence[str]) -> Scored:
         ]
         rows.append(scorers.submit(_score_row, scoring, "reference", model, reference))
         prompts = golden_prompts(build.blueprint.golden, build.folder)
-        golden = Goldens(build=build).record(
-            prompts, build.blueprint.golden.answer_tokens
-        )
+        goldens = Goldens(build=build)
+        golden = goldens.record(prompts, build.blueprint.golden.answer_tokens)
+        if len(build.blueprint.candidates) == 1:
+            # It will be chosen, or the build fails: a processor is free to ask it now.
+            (only,) = build.blueprint.candidates
+            goldens.ask(only, made[only].result().digest, golden)
         scores = dict(row.result() for row in rows)
         artefacts = [future.result() for future in made.values()]
     artefacts.sort(key=lambda artefact: (-artefact.file.bytes, artefact.quantization))

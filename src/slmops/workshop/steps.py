@@ -150,11 +150,17 @@ class StepRunner:
     ) -> StepRecord:
         """Return the record of `step`, computing it only when no earlier build did.
 
+        A step that this build has met already is not looked at again.
+
         Args:
             name: for people.
             step: what is wanted.
             compute: stores the outputs as blobs and returns their digests.
         """
+        with self._lock:
+            met = self.records.get(step.digest)
+        if met is not None:
+            return met
         record = self.cache.find(step)
         reused = record is not None
         if record is None:

@@ -167,6 +167,14 @@ def test_code_that_does_not_exist_has_no_version() -> None:
         tool_version("no_such_module")
 
 
+def test_a_step_that_one_build_meets_twice_counts_once(workspace: Workspace) -> None:
+    compute = Counted(workspace)
+    runner = run(workspace, compute)
+    runner.run("double", STEP, compute)
+    assert compute.runs == 1
+    assert len(runner.timings) == 1
+
+
 def test_a_reused_step_tells_how_long_computing_it_took(workspace: Workspace) -> None:
     compute = Counted(workspace)
     first, second = run(workspace, compute), run(workspace, compute)
