@@ -53,8 +53,13 @@ class _Contest:
         worst = max(abs(best), abs(mine))
         return abs(mine - best) / worst if worst > 0 else 0.0
 
-    def acceptable(self) -> set[str]:
-        return {c.quantization for c in self.feasible if self.loss(c) <= MERGE_LOSS}
+    def acceptable(self) -> dict[str, float]:
+        """Candidate → loss for what loses little enough, best first."""
+        ranked = sorted(
+            self.feasible, key=lambda c: objective_key(c, self.device_class)
+        )
+        losses = {c.quantization: self.loss(c) for c in ranked}
+        return {name: loss for name, loss in losses.items() if loss <= MERGE_LOSS}
 
 
 def select_variants(
@@ -89,7 +94,7 @@ def select_variants(
         if not contest.feasible:
             raise OverBudgetError(_nearest_miss(contest))
         contests.append(contest)
-    chosen = fewest_variants(_options(contests))
+    chosen = fewest_variants([contest.acceptable() for contest in contests])
     return tuple(
         _selection(contest, name, rules)
         for contest, name in zip(contests, chosen, strict=True)
@@ -119,21 +124,13 @@ def objective_key(candidate: Candidate, device_class: DeviceClass) -> tuple[floa
             return (size, kld, slowness)
 
 
-def _options(contests: Sequence[_Contest]) -> list[dict[str, float]]:
-    """Return for each class the acceptable candidates and what each loses."""
-    return [
-        {name: contest.loss(contest.candidates[name]) for name in contest.acceptable()}
-        for contest in contests
-    ]
-
-
 def fewest_variants(options: Sequence[Mapping[str, float]]) -> list[str]:
     """Choose one option for each class such that the fewest different ones are used.
 
-    Among equally few, the smallest total loss wins, then the names.
+    Among equally few, the smallest total loss wins, then what comes first.
 
     Args:
-        options: per class, acceptable candidate → loss; none is empty.
+        options: per class, acceptable candidate → loss, best first; none is empty.
 
     >>> fewest_variants([{"A": 0.0, "B": 0.04}, {"B": 0.0}])
     ['B', 'B']
@@ -144,14 +141,27 @@ def fewest_variants(options: Sequence[Mapping[str, float]]) -> list[str]:
         for used in combinations(names, size):
             if all(any(name in option for name in used) for option in options):
                 picks = [
-                    min((option[name], name) for name in used if name in option)[1]
+                    min(
+                        (name for name in option if name in used),
+                        key=option.__getitem__,
+                    )
                     for option in options
                 ]
-                losses = zip(picks, options, strict=True)
-                found.append((sum(option[name] for name, option in losses), picks))
+                found.append((_total(picks, options), picks))
         if found:
             return min(found)[1]
     raise InvalidInputError("every class needs at least one acceptable candidate")
+
+
+def _total(
+    picks: Sequence[str], options: Sequence[Mapping[str, float]]
+) -> tuple[float, int]:
+    """Return the losses of a choice, and its ranks, which decide between equals."""
+    pairs = list(zip(picks, options, strict=True))
+    return (
+        sum(option[name] for name, option in pairs),
+        sum(list(option).index(name) for name, option in pairs),
+    )
 
 
 def _selection(contest: _Contest, name: str, rules: SelectionRules) -> ClassSelection:

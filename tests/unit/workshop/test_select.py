@@ -162,6 +162,15 @@ def test_a_lone_class_gets_its_best_from_the_pareto_front(
     assert found.quantization in {c.quantization for c in pareto_front(fitting, ANY)}
 
 
+def test_between_equals_in_the_objective_the_smaller_wins() -> None:
+    twins = [
+        SampleFigures(name="A", kld=0.125, mb=61.0, decode=5.0),
+        SampleFigures(name="B", kld=0.125, mb=60.0, decode=5.0),
+    ]
+    assert chosen(selected(twins)) == ["B"]
+    assert chosen(selected(twins[::-1])) == ["B"]
+
+
 LOSSES = st.dictionaries(
     st.sampled_from("ABCDE"), st.floats(0, MERGE_LOSS), min_size=1, max_size=5
 )
