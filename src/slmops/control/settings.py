@@ -36,7 +36,10 @@ class ControlSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:  # noqa: PLR2004 - TCP
             raise InvalidInputError(f"serve.port must be in 0..65535, got {self.port}")
-        for name in ("poll_s", "session_s", "engine_s", "device_rate_per_s"):
+        for name in (
+            *("poll_s", "session_s", "engine_s", "timestamp_s", "seen_flush_s"),
+            *("device_burst", "device_rate_per_s"),
+        ):
             if not getattr(self, name) > 0:
                 raise InvalidInputError(
                     f"serve.{name} must be > 0, got {getattr(self, name):g}"

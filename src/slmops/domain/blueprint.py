@@ -42,7 +42,8 @@ class EvaluationPlan:
     text: str = "builtin"
     """Path of a UTF-8 text file, relative to the blueprint; ``builtin`` is our own prose."""
     max_tokens: int = 768
-    """Tokens scored for fidelity; more narrow the confidence bounds."""
+    """Tokens scored for fidelity, at least `window_tokens`; more narrow the confidence
+    bounds."""
     window_tokens: int = 256
     """Each window is scored with fresh context; its first quarter only gives context."""
     speed_runs: int = 5
@@ -87,6 +88,10 @@ class GoldenPlan:
                 raise InvalidInputError(
                     f"golden.{name} must be > 0, got {getattr(self, name):g}"
                 )
+        if self.min_decode_ratio < 0:
+            raise InvalidInputError(
+                f"golden.min_decode_ratio must be >= 0, got {self.min_decode_ratio:g}"
+            )
 
 
 class OnHalt(StrEnum):
@@ -103,7 +108,7 @@ class WavePlan:
     count: int | None = None
     """Number of devices."""
     share: float | None = None
-    """Share of the whole fleet, cumulative waves add up; the last wave takes the rest."""
+    """Share of the whole fleet, beside the waves before; the last takes all that is left."""
 
     def __post_init__(self) -> None:
         if (self.count is None) == (self.share is None):

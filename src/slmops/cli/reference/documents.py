@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from slmops.agent.settings import PREFIX, AgentSettings
 from slmops.cli.main import app
 from slmops.cli.reference.commands import leaf_commands
+from slmops.cli.reference.limits import LIMITS
 from slmops.cli.reference.tables import WRITTEN, field_rows, table
 from slmops.control.settings import ControlSettings
 from slmops.domain.blueprint import Blueprint
@@ -68,7 +69,7 @@ def settings_page() -> str:
         [
             _SETTINGS_HEAD.format(written=WRITTEN),
             _AGENT_HEAD,
-            *table(_COLUMNS, field_rows(AgentSettings)),
+            *table(_COLUMNS, _rows(AgentSettings)),
             "",
             _CONTROL_HEAD,
             *table(_COLUMNS, _control_rows()),
@@ -85,12 +86,21 @@ def settings_page() -> str:
 
 def _document(kind: type) -> str:
     said = " ".join((kind.__doc__ or "").split())
-    lines = [f"## {kind.__name__}", "", said, "", *table(_COLUMNS, field_rows(kind))]
+    heading = [f"## {kind.__name__}", "", said, ""]
+    lines = [*heading, *table(_COLUMNS, _rows(kind))]
     return "\n".join(lines) + "\n"
 
 
+def _rows(kind: type) -> Iterator[tuple[str, ...]]:
+    """Yield a document's fields, with the limits of their values."""
+    limits = LIMITS.get(kind, {})
+    for name, value, default, what in field_rows(kind):
+        limit = limits.get(name.strip("`"))
+        yield name, f"{value}, {limit}" if limit else value, default, what
+
+
 def _control_rows() -> Iterator[tuple[str, ...]]:
-    for row in field_rows(ControlSettings):
+    for row in _rows(ControlSettings):
         if row[0] != "`workspace`":
             yield row
 
