@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from device import import_smollm2, install, publish_model, quantized
+from device import install, publish_model
 from measure import (
     Column,
     Memory,
@@ -33,6 +33,7 @@ from measure import (
     spread,
     write_json,
 )
+from model import import_smollm2, quantized
 
 from slmops.domain.release import Estimate
 from slmops.testing.stage import Stage, echo_artefact, stage

@@ -7,36 +7,17 @@ from pathlib import Path
 
 from slmops.agent.settings import load_agent_settings
 from slmops.agent.status import agent_status
-from slmops.demo.source_model import fetch_smollm2
 from slmops.domain.device import DeviceClass
 from slmops.domain.installation import State
 from slmops.domain.release import ModelRecord
-from slmops.registry.blobs import BlobStore
-from slmops.registry.workspace import Workspace
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.golden import ask_golden, record_golden
 from slmops.runtimes.worker import start_worker
 from slmops.testing.sample_release import publish_sample, sample_release
 from slmops.testing.stage import PROMPTS, QUICK, Stage, wait_until
-from slmops.workshop.models import import_model, reference_path
-from slmops.workshop.quantize import quantize_gguf
 
 CONTEXT_TOKENS = 512
 _INSTALL_S = 90.0
-
-
-def import_smollm2(folder: Path) -> tuple[Workspace, ModelRecord]:
-    """Import SmolLM2-135M-Instruct into a workspace of its own."""
-    workspace = Workspace(root=folder)
-    return workspace, import_model(str(fetch_smollm2()), workspace)
-
-
-def quantized(workspace: Workspace, record: ModelRecord, kind: str) -> Path:
-    """Return a quantized variant of an imported model."""
-    blobs = BlobStore(workspace.blobs)
-    with blobs.writer() as writer:
-        quantize_gguf(reference_path(workspace, record), kind, writer)
-    return blobs.path(writer.digest)
 
 
 def publish_model(

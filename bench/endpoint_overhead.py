@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from device import import_smollm2, install, publish_model, quantized
+from device import install, publish_model
 from measure import (
     Column,
     children_of,
@@ -35,6 +35,7 @@ from measure import (
     shown,
     write_json,
 )
+from model import import_smollm2, quantized
 
 from slmops.domain.release import Estimate
 from slmops.testing.stage import Stage, echo_artefact, stage

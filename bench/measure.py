@@ -120,6 +120,15 @@ def memory_of(pid: int) -> Memory:
     )
 
 
+def peak_mib(status: str) -> float:
+    """Return the peak memory that a ``/proc/PID/status`` tells, MiB (Linux).
+
+    Not `getrusage`: its figure remembers the process that started this one.
+    """
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
 def children_of(pid: int) -> list[int]:
     """Return the ids of a process's children (Linux)."""
     lists = Path(f"/proc/{pid}/task").glob("*/children")

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from device import import_smollm2, quantized
 from measure import (
     Column,
     cpu_ms,
@@ -32,6 +31,7 @@ from measure import (
     print_table,
     write_json,
 )
+from model import import_smollm2, quantized
 
 from slmops.domain.release import Estimate
 from slmops.runtimes.base import WorkerSettings

@@ -1,0 +1,24 @@
+"""The benchmarks' real model: SmolLM2-135M-Instruct, imported and quantized."""
+
+from pathlib import Path
+
+from slmops.demo.source_model import fetch_smollm2
+from slmops.domain.release import ModelRecord
+from slmops.registry.blobs import BlobStore
+from slmops.registry.workspace import Workspace
+from slmops.workshop.models import import_model, reference_path
+from slmops.workshop.quantize import quantize_gguf
+
+
+def import_smollm2(folder: Path) -> tuple[Workspace, ModelRecord]:
+    """Import SmolLM2-135M-Instruct into a workspace of its own."""
+    workspace = Workspace(root=folder)
+    return workspace, import_model(str(fetch_smollm2()), workspace)
+
+
+def quantized(workspace: Workspace, record: ModelRecord, kind: str) -> Path:
+    """Return a quantized variant of an imported model."""
+    blobs = BlobStore(workspace.blobs)
+    with blobs.writer() as writer:
+        quantize_gguf(reference_path(workspace, record), kind, writer)
+    return blobs.path(writer.digest)
