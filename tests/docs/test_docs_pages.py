@@ -1,5 +1,6 @@
 """Pages link to what exists, and explain every word and state an operator meets."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +122,16 @@ def test_the_glossary_has_every_word_of_the_vocabulary_in_order() -> None:
     words = [row.strip() for row in rows if row.strip("- ")]
     assert set(WORDS) <= set(words)
     assert words == sorted(words, key=str.lower)
+
+
+def test_every_name_of_a_public_face_exists() -> None:
+    """The contract between packages is what the code really offers."""
+    section = page("architecture.md").split("## Packages and their public faces", 1)[1]
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+) \|$", section.split("\n## ")[0], re.M)
+    assert len(rows) > 15
+    for module, face in rows:
+        loaded = importlib.import_module(f"slmops.{module}")
+        classes = [one for one in vars(loaded).values() if isinstance(one, type)]
+        for name in re.findall(r"`([A-Za-z_]\w*)`", face):
+            known = any(hasattr(place, name) for place in (loaded, *classes))
+            assert known, f"{module}: {name}"
