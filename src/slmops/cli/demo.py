@@ -1,7 +1,9 @@
 """`slmops demo`: the whole loop as a story."""
 
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -34,6 +36,8 @@ def demo(output: Path, keep: bool, as_json: bool) -> None:
     if output.exists():
         raise ConflictError(f"{output} exists; name another folder or remove it")
     output.mkdir(parents=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     narrator = Narrator(
         line=render.note if as_json else render.text,
         table=lambda columns, rows: None if as_json else render.table(columns, rows),
@@ -47,3 +51,8 @@ def demo(output: Path, keep: bool, as_json: bool) -> None:
     for failure in summary.failures:
         render.note(f"did not happen: {failure}")
     sys.exit(1 if summary.failures else 0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End like Ctrl-C, also when the terminal closes: no agent is left behind."""
+    raise KeyboardInterrupt

@@ -1,0 +1,58 @@
+"""The demo leaves nothing running behind it, however it ends early."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_demo_stops_everything_and_says_so(
+    tmp_path: Path, smollm2_gguf: Path, number: signal.Signals
+) -> None:
+    output = tmp_path / "demo"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slmops", "demo", "--output", str(output)],
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "score reference" in line:
+            break
+    time.sleep(0.5)
+    os.killpg(process.pid, number)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "stopped" in rest
+    assert not [
+        other.pid
+        for other in psutil.process_iter(["cmdline"])
+        if str(output) in " ".join(other.info["cmdline"] or ())
+    ]
+    assert not (output / "summary.json").exists()
+
+
+def test_an_output_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
+    kept = tmp_path / "demo" / "summary.json"
+    kept.parent.mkdir()
+    kept.write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-m", "slmops", "demo", "--output", str(kept.parent)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert "exists" in done.stderr
+    assert kept.read_text() == "old"
