@@ -207,13 +207,17 @@ def compare(serving: Serving, rounds: int) -> dict[str, Overhead]:
 
 
 def _pair(serving: Serving, case: Case, number: int, *, agent_first: bool) -> Pair:
-    if not agent_first:
-        bare = ask(serving.bare_port, case, number)
-    before = main_thread_cpu_ms(serving.agent_pid)
-    agent = ask(serving.agent_port, case, number + 1)
-    spent = main_thread_cpu_ms(serving.agent_pid) - before
+    def through_agent() -> tuple[Timed, float]:
+        before = main_thread_cpu_ms(serving.agent_pid)
+        timed = ask(serving.agent_port, case, number + 1)
+        return timed, main_thread_cpu_ms(serving.agent_pid) - before
+
     if agent_first:
+        agent, spent = through_agent()
         bare = ask(serving.bare_port, case, number)
+    else:
+        bare = ask(serving.bare_port, case, number)
+        agent, spent = through_agent()
     return Pair(bare=bare, agent=agent, agent_cpu_ms=spent)
 
 
