@@ -9,6 +9,8 @@ import logging
 import threading
 from dataclasses import dataclass, field
 
+import httpx
+
 from slmops.agent.clock import Backoff, Clock
 from slmops.agent.records import Deployment
 from slmops.agent.slots import SlotStore
@@ -21,6 +23,7 @@ from slmops.domain.errors import (
     UntrustedError,
 )
 from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.speed import open_client
 from slmops.runtimes.worker import Worker, start_worker
 
 _WATCH_S = 0.2
@@ -60,12 +63,10 @@ class ModelTimes:
     """From SIGTERM to SIGKILL."""
     drain_s: float = 120.0
     """Longest wait for requests in flight on a child that is replaced."""
-    restart_first_s: float = 0.5
-    """First wait before a restart; doubles."""
-    restart_longest_s: float = 60.0
-    """Longest wait before a restart."""
     stable_s: float = 120.0
     """A child that ran this long begins its waits anew."""
+    probe_s: float = 60.0
+    """How long a child that let an answer time out may take for one token."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -204,6 +205,7 @@ class Models:
             thread.join(stop_s + 1)
 
     def _watch_once(self) -> None:
+        self._end_hung()
         self._note_death()
         with self._lock:
             wanted, due = self._wanted, self._restart_at
@@ -212,6 +214,23 @@ class Models:
                 return
         if wanted is not None:
             self._start_wanted(wanted)
+
+    def _end_hung(self) -> None:
+        """End a child that hangs: it lets answers time out and not even gives a token.
+
+        One that is only slow, or has many requests to answer, is heard meanwhile.
+        """
+        child = self.serving
+        if child is None or not child.upstream.suspected:
+            return
+        child.upstream.suspected = False
+        heard_at = child.upstream.heard_at
+        if _responds(child.upstream.url, timeout_s=self.times.probe_s):
+            return
+        if child.upstream.heard_at > heard_at:
+            return
+        _log.warning("model: %s hangs; its process is ended", child.deployment.release)
+        child.worker.stop(self.times.stop_s)
 
     def _note_death(self) -> None:
         with self._lock:
@@ -262,3 +281,14 @@ class Models:
             chat_template=deployment.chat_template,
             start_timeout_s=self.times.start_s,
         )
+
+
+def _responds(url: str, *, timeout_s: float) -> bool:
+    """Tell whether a runtime gives one token, or any other answer to that question."""
+    body = {"prompt": "a", "max_tokens": 1, "temperature": 0, "cache_prompt": False}
+    try:
+        with open_client(url) as client:
+            client.post("/v1/completions", json=body, timeout=timeout_s)
+    except httpx.HTTPError:
+        return False
+    return True

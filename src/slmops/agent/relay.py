@@ -5,7 +5,8 @@ usage reaches only clients that asked for it, and a failure in mid-stream is sai
 stream (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 """
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -62,7 +63,7 @@ class Relay:
             UnavailableError: the runtime died or failed.
         """
         async with self._open() as response:
-            raw = await _read(response)
+            raw = await self._read(response)
         tree = _object(raw)
         if response.status_code != _OK:
             raise _failure(response.status_code, tree)
@@ -78,18 +79,43 @@ class Relay:
         """
         async with self._open() as response:
             if response.status_code != _OK:
-                raise _failure(response.status_code, _object(await _read(response)))
+                raw = await self._read(response)
+                raise _failure(response.status_code, _object(raw))
             await send(
                 {"type": "http.response.start", "status": _OK, "headers": _SSE_HEADERS}
             )
             try:
                 await self._send_events(response, send)
             except (httpx.HTTPError, UnavailableError) as error:
+                self._suspect(error)
                 gone = UnavailableError(f"the model's process ended: {error}")
                 await _send_event(send, codec.encode_json(unavailable_body(gone)))
                 raise BrokenStreamError(str(error)) from None
         await _send_event(send, b"[DONE]")
         return self._answered()
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        parts, size = [], 0
+        try:
+            async for part in self._parts(response):
+                size += len(part)
+                if size > MAX_ANSWER_BYTES:
+                    raise UnavailableError("the runtime's answer is too large")
+                parts.append(part)
+        except httpx.HTTPError as error:
+            self._suspect(error)
+            raise UnavailableError(_said(error)) from None
+        return b"".join(parts)
+
+    async def _parts(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        async for part in response.aiter_raw():
+            self._upstream.heard_at = time.monotonic()
+            yield part
+
+    def _suspect(self, error: Exception) -> None:
+        """Let the supervisor see whether a model that gave no answer hangs."""
+        if isinstance(error, httpx.ReadTimeout):
+            self._upstream.suspected = True
 
     def _open(self) -> "_Response":
         request = self._client.build_request(
@@ -98,11 +124,11 @@ class Relay:
             content=codec.encode_json(self._asked.body),
             headers={"Content-Type": "application/json"},
         )
-        return _Response(self._client, request)
+        return _Response(self._client, request, self._suspect)
 
     async def _send_events(self, response: httpx.Response, send: Send) -> None:
         complete = False
-        async for data in _events(response):
+        async for data in _events(self._parts(response)):
             if data == b"[DONE]":
                 complete = True
                 continue
@@ -150,15 +176,22 @@ class Relay:
 class _Response:
     """``async with``: a streamed response, closed (and so cancelled) at the end."""
 
-    def __init__(self, client: httpx.AsyncClient, request: httpx.Request) -> None:
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        request: httpx.Request,
+        on_error: Callable[[Exception], None],
+    ) -> None:
         self._client = client
         self._request = request
+        self._on_error = on_error
         self._response: httpx.Response | None = None
 
     async def __aenter__(self) -> httpx.Response:
         try:
             self._response = await self._client.send(self._request, stream=True)
         except httpx.HTTPError as error:
+            self._on_error(error)
             raise UnavailableError(_said(error)) from None
         return self._response
 
@@ -167,23 +200,10 @@ class _Response:
             await self._response.aclose()
 
 
-async def _read(response: httpx.Response) -> bytes:
-    parts, size = [], 0
-    try:
-        async for part in response.aiter_raw():
-            size += len(part)
-            if size > MAX_ANSWER_BYTES:
-                raise UnavailableError("the runtime's answer is too large")
-            parts.append(part)
-    except httpx.HTTPError as error:
-        raise UnavailableError(_said(error)) from None
-    return b"".join(parts)
-
-
-async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _events(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the data of each event; the runtime sends one data line an event."""
     buffer = bytearray()
-    async for part in response.aiter_raw():
+    async for part in parts:
         searched = max(len(buffer) - 1, 0)
         buffer += part
         while (end := buffer.find(b"\n\n", searched)) >= 0:

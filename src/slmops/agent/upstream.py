@@ -26,6 +26,10 @@ class Upstream:
     """Longest request."""
     in_flight: int = field(default=0)
     """Requests that hold a lease."""
+    heard_at: float = 0.0
+    """Monotonic time of the last byte that came from it, seconds."""
+    suspected: bool = False
+    """Set when an answer timed out: it may hang, or only have too much to do."""
 
 
 _Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -272,6 +273,43 @@ def test_the_supervisor_survives_failures_and_ends_when_told(models: Models) -> 
     models.close(stop_s=1.0)
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_a_child_that_hangs_is_ended_and_restarted(
+    models: Models, clock: SimulatedClock
+) -> None:
+    models.times = replace(models.times, probe_s=0.3)
+    hung = serving(models)
+    os.kill(hung.worker.pid, signal.SIGSTOP)
+    models._watch_once()
+    assert hung.worker.alive()  # nobody complained yet
+    hung.upstream.suspected = True
+    models._watch_once()
+    assert not hung.worker.alive()
+    assert pointed_at(models) is None
+    assert models.telemetry.live("sample-1").restarts == 1
+    clock.advance(1.0)
+    models._watch_once()
+    after = served(models)
+    assert after is not None
+    assert ask(after) == 200
+
+
+def test_a_child_that_is_only_slow_or_busy_is_left_alone(models: Models) -> None:
+    models.times = replace(models.times, probe_s=0.3)
+    fine = serving(models)
+    fine.upstream.suspected = True
+    models._watch_once()
+    assert not fine.upstream.suspected
+    assert served(models) is fine
+    busy = serving(models, delay_ms=1000)
+    busy.upstream.suspected = True
+    said = threading.Timer(0.1, lambda: setattr(busy.upstream, "heard_at", 1.0))
+    said.start()
+    models._watch_once()
+    said.join()
+    assert served(models) is busy
+    assert busy.worker.alive()
 
 
 def test_memory_of_an_ended_process_is_unknown_and_says_why(models: Models) -> None:

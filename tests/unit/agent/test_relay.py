@@ -217,8 +217,29 @@ def test_a_stream_that_hangs_is_ended_with_an_error(
     runtime.replies = [hang]
     begin = time.monotonic()
     events = events_of(ask(endpoint, stream=True))
+    assert endpoint.gateway.current is not None
+    assert endpoint.gateway.current.suspected
     assert json.loads(events[-1])["error"]["code"] == "model_unavailable"
     assert time.monotonic() - begin < 3
+
+
+def test_only_a_model_that_lets_an_answer_time_out_is_suspected_to_hang(
+    endpoint: LocalEndpoint, runtime: RawServer
+) -> None:
+    upstream = endpoint.gateway.current
+    assert upstream is not None
+    runtime.replies = [whole(completion()), BROKEN["closed"], BROKEN["cut"]]
+    suspicions = []
+    for _ in range(3):
+        ask(endpoint)
+        suspicions.append(upstream.suspected)
+    assert not any(suspicions)
+    assert time.monotonic() - upstream.heard_at < 5
+    for stream in (False, True):
+        runtime.replies = [silent]
+        assert ask(endpoint, stream=stream).status_code == 503
+        assert upstream.suspected
+        upstream.suspected = False
 
 
 def test_an_event_without_end_does_not_fill_the_memory(
