@@ -40,3 +40,4 @@ def init(workspace: Workspace, folder: Path, model: str | None, as_json: bool) -
     render.text(f"wrote {path} and {schema}")
     if model is None:
         render.note("set `model` in it after `slmops model import SOURCE`")
+    render.note(f"next: slmops plan {path}")

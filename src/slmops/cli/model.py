@@ -68,6 +68,11 @@ def list_(workspace: Workspace, as_json: bool) -> None:
     if as_json:
         render.json_document({"models": records})
         return
+    if not records:
+        render.note(
+            "no model is imported; `slmops model import SOURCE` is the first step"
+        )
+        return
     render.table(
         ("name", "id", "architecture", "parameters", "MiB", "licence", "from"),
         [
