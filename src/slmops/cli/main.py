@@ -1,6 +1,7 @@
 """Entry point: finds the noun's file, runs it, and turns errors into exit codes."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,10 @@ def app(ctx: click.Context, workspace: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, the error's class code, or 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot spell a sign shows another; the command goes on.
+            stream.reconfigure(errors="replace")
     try:
         code = app.main(args=arguments, prog_name="slmops", standalone_mode=False)
         sys.stdout.flush()

@@ -221,19 +221,3 @@ def test_without_its_packages_a_command_names_the_extra(
     )
     assert ran.returncode == 7, ran.stderr
     assert f"pip install 'slmops[{extra}]'" in ran.stderr
-
-
-@pytest.mark.parametrize("command", [["blueprint", "schema"], ["--help"]])
-def test_a_reader_that_has_seen_enough_ends_a_command_quietly(
-    tmp_path: Path, command: list[str]
-) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "slmops", *command],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        pipe(process.stdout).close()
-        said = pipe(process.stderr).read()
-    assert (process.returncode, said) == (1, "")
