@@ -105,6 +105,35 @@ def test_init_writes_nothing_for_a_model_that_is_not_there(
     assert list(tmp_path.iterdir()) == []
 
 
+_LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from slmops.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_disk_that_takes_no_more_exits_with_7_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    write_tiny_llama(tmp_path / "tiny.gguf")
+    workspace = tmp_path / "ws"
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-c", _LIMITED, "--workspace", str(workspace)),
+            *("model", "import", str(tmp_path / "tiny.gguf")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 7, ran.stderr
+    assert "error [unavailable]: " in ran.stderr
+    assert "too large" in ran.stderr
+    assert [path for path in workspace.rglob("*") if path.is_file()] == []
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_an_import_leaves_nothing(tmp_path: Path, smollm2_gguf: Path) -> None:
     workspace = tmp_path / "ws"
