@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+from slmops.testing.tether import tethered
+
 _END_TIMEOUT_S = 10.0
 
 
@@ -45,7 +47,9 @@ class ControlProcess:
         """Start it and return what it announced once it accepts connections."""
         command = [sys.executable, "-m", "slmops", "serve", "--json"]
         self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), "--poll-s", str(self.poll_s)],
+            tethered(
+                [*command, "--port", str(self.port), "--poll-s", str(self.poll_s)]
+            ),
             env={**os.environ, "SLMOPS_WORKSPACE": str(self.workspace)},
             stdout=subprocess.PIPE,
         )
