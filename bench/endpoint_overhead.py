@@ -1,6 +1,6 @@
 """The agent's endpoint against the bare runtime server behind it: TTFT and decode speed.
 
-    python bench/endpoint_overhead.py [--rounds 20] [--kind Q4_K_M] [--json FILE]
+    python bench/endpoint_overhead.py [--rounds 12] [--kind Q4_K_M] [--json FILE]
 
 One real agent serves SmolLM2-135M on one thread, installed by a real rollout; then the
 echo runtime, which sleeps 10 ms a token and leaves the processor to the agent. The same
@@ -302,7 +302,7 @@ def _show(title: str, results: Mapping[str, Overhead]) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = options(__doc__, rounds=20)
+    parser = options(__doc__, rounds=12)
     parser.add_argument("--kind", default="Q4_K_M")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
