@@ -241,3 +241,20 @@ def test_no_registry_at_all_is_for_later(signers: Signers) -> None:
     metadata.rename(metadata.with_name("gone"))
     with pytest.raises(UnavailableError, match="nothing new is installed"):
         signers.offers().check(wanted)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 64, b"{}", b'{"signed": {}}'])
+def test_what_a_power_cut_leaves_of_the_trusted_metadata_stops_no_update(
+    signers: Signers, damage: bytes
+) -> None:
+    wanted = signers.assignment()
+    signers.offers().check(wanted)
+    files = [path for path in (signers.folder / "trust").rglob("*") if path.is_file()]
+    assert len(files) >= 4
+    for path in files:
+        before = path.read_bytes()
+        path.write_bytes(damage)
+        deployment, _ = signers.offers().check(wanted)
+        assert deployment.variant == wanted.variant, path
+        if path.is_file() and path.read_bytes() == damage:
+            path.write_bytes(before)
