@@ -57,7 +57,9 @@ def create(
     keys = ReleaseKeys.load_or_create(
         workspace.keys, now=now, passphrase=key_passphrase(os.environ)
     )
-    found, digest = create_release(workspace, build, keys, now, reason)
+    with render.progress(quiet=as_json) as progress:
+        progress("hash artefacts and sign", 0, 0)
+        found, digest = create_release(workspace, build, keys, now, reason)
     if as_json:
         render.json_document(_document(found, digest))
         return
@@ -138,7 +140,9 @@ def verify(workspace: Workspace, label: str, as_json: bool) -> None:
     from slmops.registry.signing import read_pinned_root
     from slmops.registry.trust import TrustedRegistry
 
-    found = _catalog(workspace).verify(label)
+    with render.progress(quiet=as_json) as progress:
+        progress("hash every blob again", 0, 0)
+        found = _catalog(workspace).verify(label)
     with tempfile.TemporaryDirectory() as folder:
         TrustedRegistry(
             Path(folder),

