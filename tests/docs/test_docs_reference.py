@@ -70,11 +70,15 @@ def test_every_variable_the_code_reads_is_on_the_page() -> None:
         for found in re.findall(r"\bSLMOPS_[A-Z_]+[A-Z]\b", path.read_text("utf-8"))
     }
     assert "SLMOPS_WORKSPACE" in named
-    agent = {
-        f"SLMOPS_AGENT_{field.name.upper()}"
-        for field in dataclasses.fields(AgentSettings)
+    of_a_table = {
+        f"{prefix}{field.name.upper()}"
+        for prefix, kind in (
+            ("SLMOPS_AGENT_", AgentSettings),
+            ("SLMOPS_CONTROL_", ControlSettings),
+        )
+        for field in dataclasses.fields(kind)
     }
-    assert {name for name in named if name not in text} <= agent
+    assert {name for name in named if name not in text} <= of_a_table
     for field in dataclasses.fields(KeySettings):
         assert f"SLMOPS_KEY_{field.name.upper()}" in text
 

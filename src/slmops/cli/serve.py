@@ -1,6 +1,8 @@
 """`slmops serve`: the control plane and its dashboard."""
 
+import os
 import sys
+from dataclasses import replace
 
 import click
 
@@ -13,12 +15,14 @@ _DAY_S = 86_400
 @click.command()
 @click.option(
     "--host",
+    envvar="SLMOPS_CONTROL_HOST",
     default="127.0.0.1",
     show_default=True,
     help="Address to listen on.",
 )
 @click.option(
     "--port",
+    envvar="SLMOPS_CONTROL_PORT",
     type=click.IntRange(0, 65_535),
     default=8800,
     show_default=True,
@@ -26,6 +30,7 @@ _DAY_S = 86_400
 )
 @click.option(
     "--poll-s",
+    envvar="SLMOPS_CONTROL_POLL_S",
     type=click.FloatRange(min=0, min_open=True, max=_DAY_S),
     default=30.0,
     show_default=True,
@@ -47,15 +52,21 @@ def serve(
     Devices enrol, sync and download here; rollouts move; the database and the
     operator's token lie in the workspace's control folder.
 
-    Plain HTTP: for anything beyond this machine put a TLS proxy in front.
+    Plain HTTP: for anything beyond this machine put a TLS proxy in front. Settings
+    without an option, such as rate limits, are SLMOPS_CONTROL_ variables.
 
     Example: slmops serve --port 8800
     """
     from slmops.control import app
     from slmops.control.auth import OPERATOR_TOKEN_FILE, load_operator_token
-    from slmops.control.settings import ControlSettings
+    from slmops.control.settings import load_control_settings
 
-    settings = ControlSettings(workspace=workspace, host=host, port=port, poll_s=poll_s)
+    settings = replace(
+        load_control_settings(workspace, os.environ),
+        host=host,
+        port=port,
+        poll_s=poll_s,
+    )
     app.configure_logging(debug=debug)
 
     def announce(url: str) -> None:

@@ -1,9 +1,13 @@
-"""Settings of the control plane, read once at start."""
+"""Settings of the control plane: options of `slmops serve`, and ``SLMOPS_CONTROL_…``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slmops.domain.errors import InvalidInputError
 from slmops.registry.workspace import Workspace
+from slmops.wire import settings
+
+PREFIX = "SLMOPS_CONTROL_"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,3 +48,19 @@ class ControlSettings:
                 raise InvalidInputError(
                     f"serve.{name} must be > 0, got {getattr(self, name):g}"
                 )
+
+
+def load_control_settings(
+    workspace: Workspace, environment: Mapping[str, str]
+) -> ControlSettings:
+    """Return the defaults with what variables say.
+
+    Raises:
+        InvalidInputError: a variable is wrong, or no setting.
+    """
+    return settings.override_settings(
+        ControlSettings(workspace=workspace),
+        environment=environment,
+        prefix=PREFIX,
+        fixed=("workspace",),
+    )

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,40 @@ def load_settings(
     if named:
         where = f"{where} with {named}"
     return codec.convert({**tree, **given}, kind, where=where)
+
+
+def override_settings(
+    base: Settings,
+    *,
+    environment: Mapping[str, str],
+    prefix: str,
+    fixed: Collection[str] = (),
+) -> Settings:
+    """Return settings with what variables say in place of what `base` says.
+
+    Args:
+        base: frozen dataclass, valid.
+        environment: usually `os.environ`.
+        prefix: of the variables that count, as for `load_settings`.
+        fixed: fields that no variable may set.
+
+    Raises:
+        InvalidInputError: naming the variable, what was expected and what came.
+    """
+    chosen = typing.cast("Any", base)
+    hints = typing.get_type_hints(type(base))
+    names = {field.name for field in dataclasses.fields(chosen)} - set(fixed)
+    given = _from_environment(environment, prefix, {k: hints[k] for k in names})
+    values = {
+        name: codec.convert(value, hints[name], where=prefix + name.upper())
+        for name, value in given.items()
+    }
+    try:
+        changed: Settings = dataclasses.replace(chosen, **values)
+    except InvalidInputError as error:
+        named = ", ".join(prefix + name.upper() for name in sorted(values))
+        raise InvalidInputError(f"{named}: {error}") from None
+    return changed
 
 
 def _read(path: Path) -> dict[str, Any]:

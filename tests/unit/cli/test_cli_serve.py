@@ -1,5 +1,6 @@
 """`slmops serve` as a process: what it says, how it ends, what it refuses."""
 
+import json
 import os
 import signal
 import socket
@@ -137,6 +138,44 @@ def test_wrong_usage_exits_with_2_before_anything_is_made(
 ) -> None:
     assert refused(serve(*arguments))[0] == 2
     assert not (tmp_path / "ws").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SLMOPS_CONTROL_DEVICE_BURST", "0"),
+        ("SLMOPS_CONTROL_SESSION_S", "a day"),
+        ("SLMOPS_CONTROL_SESION_S", "60"),
+        ("SLMOPS_CONTROL_WORKSPACE", "elsewhere"),
+        ("SLMOPS_CONTROL_PORT", "99999"),
+    ],
+)
+def test_a_wrong_variable_is_named_before_anything_is_made(
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    text: str,
+) -> None:
+    monkeypatch.setenv(variable, text)
+    code, said = refused(serve())
+    name = variable.removeprefix("SLMOPS_CONTROL_")
+    assert (code, name in said.upper()) == (2, True), said
+    assert not (tmp_path / "ws").exists()
+
+
+def test_variables_stand_for_options_and_options_win(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLMOPS_CONTROL_PORT", "1")
+    monkeypatch.setenv("SLMOPS_CONTROL_HOST", "127.0.0.2")
+    process = serve("--port", "0", "--json")
+    text = ""
+    while not text.rstrip().endswith("}"):
+        text += pipe(process.stdout).readline()
+    url = json.loads(text)["url"]
+    assert url.startswith("http://127.0.0.2:")
+    assert httpx.get(f"{url}/healthz").status_code == 200
 
 
 def damaged_database(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slmops.domain.errors import InvalidInputError, NotFoundError
-from slmops.wire.settings import load_settings
+from slmops.wire.settings import load_settings, override_settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,3 +112,31 @@ def test_a_missing_file_is_not_an_empty_one(tmp_path: Path) -> None:
 def test_a_folder_in_place_of_a_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="cannot be read"):
         load(tmp_path)
+
+
+def override(base: Shop, **environment: str) -> Shop:
+    return override_settings(
+        base, environment=environment, prefix="SHOP_", fixed=("name",)
+    )
+
+
+def test_variables_override_what_a_program_chose() -> None:
+    base = Shop(name="a", port=81, hosts=("x",))
+    assert override(base) == base
+    changed = override(base, SHOP_WAIT_S="2", SHOP_HOSTS="[y, z]", PATH="/bin")
+    assert changed == Shop(name="a", port=81, wait_s=2.0, hosts=("y", "z"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "said"),
+    [
+        ("SHOP_PORT", "many", "SHOP_PORT: Expected `int`, got `str`"),
+        ("SHOP_PORT", "-1", "SHOP_PORT: port must be >= 0, got -1"),
+        ("SHOP_WAIT_S", ".nan", "SHOP_WAIT_S: value must be finite"),
+        ("SHOP_PROT", "1", "SHOP_PROT: unknown setting; did you mean SHOP_PORT"),
+        ("SHOP_NAME", "b", "SHOP_NAME: unknown setting"),
+    ],
+)
+def test_a_wrong_override_is_named(variable: str, text: str, said: str) -> None:
+    with pytest.raises(InvalidInputError, match=said):
+        override(Shop(name="a"), **{variable: text})

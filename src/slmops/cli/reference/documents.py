@@ -8,6 +8,7 @@ from slmops.cli.main import app
 from slmops.cli.reference.commands import leaf_commands
 from slmops.cli.reference.limits import LIMITS
 from slmops.cli.reference.tables import WRITTEN, field_rows, table
+from slmops.control.settings import PREFIX as CONTROL_PREFIX
 from slmops.control.settings import ControlSettings
 from slmops.domain.blueprint import Blueprint
 from slmops.registry.keys import KeySettings
@@ -40,11 +41,11 @@ _AGENT_HEAD = f"""\
 `config.json` in the state folder, written by `slmops agent enrol`; each may be set by a
 variable `{PREFIX}…` in capitals: `{PREFIX}PORT=8765`.
 """
-_CONTROL_HEAD = """\
+_CONTROL_HEAD = f"""\
 ## The control plane
 
-`slmops serve` sets the first ones by options; the others have no option yet and are for
-those who start it from Python (`slmops.control.app.serve`).
+Options of `slmops serve` for the first three; each may be set by a variable `{CONTROL_PREFIX}…`
+in capitals: `{CONTROL_PREFIX}DEVICE_BURST=20`. An option beats its variable.
 """
 _KEYS_HEAD = """\
 ## Signing keys
