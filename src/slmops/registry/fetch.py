@@ -19,7 +19,7 @@ _FIRST_ERROR = 400
 
 
 class HttpFetcher(FetcherInterface):
-    """Fetches over HTTP; proxies come from the environment."""
+    """Fetches over HTTP; like a device's sync, never through a proxy of the environment."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class HttpFetcher(FetcherInterface):
                 headers=self._headers,
                 timeout=self._gap_timeout_s,
                 follow_redirects=True,
+                trust_env=False,
             ) as response:
                 if response.status_code >= _FIRST_ERROR:
                     raise DownloadHTTPError(

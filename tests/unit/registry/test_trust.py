@@ -124,6 +124,15 @@ def test_headers_are_sent_and_bodies_never_decompressed(
     assert set(seen) == {("store-7", "identity")}
 
 
+def test_proxies_of_whoever_started_the_agent_are_not_used(
+    sample: PublishedSample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with serving(sample.catalog.root) as url:
+        assert client(sample, url).release("sample-1")[0] == sample.releases[0]
+
+
 def test_an_unknown_release_is_not_found(sample: PublishedSample) -> None:
     with pytest.raises(NotFoundError, match="sample-9"):
         client(sample, sample.catalog.root).release("sample-9")
