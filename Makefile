@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: demo test check docs format lock clean
+.PHONY: demo test coverage check docs format lock clean
 
 # Installed anew when the project's requirements change.
 $(VENV)/.demo: EXTRA := demo
@@ -20,7 +20,12 @@ demo: $(VENV)/.demo  ## A real model to a healthy fleet, then a bad release that
 	$(BIN)/slmops demo --output $(DEMO_OUTPUT) $(DEMO_FLAGS)
 
 test: $(VENV)/.installed  ## All tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+coverage: $(VENV)/.installed  ## All tests, and what they ran: the domain whole, 90 % of everything
+	$(BIN)/python -m pytest --cov=slmops --cov-report=
+	$(BIN)/coverage report --include='src/slmops/domain/*' --fail-under=99
+	$(BIN)/coverage report --skip-covered --fail-under=90
 
 check: $(VENV)/.installed  ## Format, lint, import rules, types
 	$(BIN)/ruff format --check .

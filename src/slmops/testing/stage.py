@@ -37,6 +37,7 @@ QUICK = RolloutPolicy(
 )
 """One wave, next to no waiting."""
 PROMPTS = ("Capital of France?", "Name a colour.")
+_END_S = 5.0
 _START_S = 30.0
 
 
@@ -226,11 +227,16 @@ class Stage:
         return path.read_text(errors="replace")[-6000:] if path.exists() else ""
 
     def close(self) -> None:
-        """End everything."""
+        """End everything: asked first, then killed."""
         for process in self._processes.values():
-            process.kill()
+            process.terminate()
+        deadline = time.monotonic() + _END_S
         for process in self._processes.values():
-            process.wait()
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         self._processes.clear()
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
