@@ -55,6 +55,14 @@ Read by `slmops release create` and `slmops serve`.
 _COMMANDS_HEAD = """\
 ## Variables that stand for options
 """
+_OTHERS = """
+## Variables of others
+
+`HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` count for the operator's commands (`device`, `rollout`) and for
+imports from the Hub, never for an agent: whoever starts it must not send it elsewhere.
+`XDG_CACHE_HOME` moves the cache in which the demo keeps its model. `HF_HOME` and the other
+variables of `huggingface_hub` count for imports from the Hub.
+"""
 
 
 def blueprint_page() -> str:
@@ -80,7 +88,7 @@ def settings_page() -> str:
             "",
             _COMMANDS_HEAD,
             *table(("variable", "option", "of"), _option_rows()),
-            "",
+            _OTHERS,
         ]
     )
 
