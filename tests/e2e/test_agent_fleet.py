@@ -263,3 +263,22 @@ def test_requests_of_many_threads_all_end_when_the_agent_stops(built: Stage) -> 
     for thread in threads:
         thread.join(5)
     assert len(ended) == 4
+
+
+def test_an_agent_that_is_stopped_during_a_trial_does_not_blame_the_model(
+    built: Stage,
+) -> None:
+    state = one_device(built)
+    slow = echo_artefact(delay_ms=500)
+    good = built.publish(2, slow, claims=echo_artefact()).label
+    rollout = built.roll_out(good)
+    wait_until(
+        lambda: "installation 2 is probation" in built.log("till-1"), "golden prompts"
+    )
+    time.sleep(0.3)
+    assert built.stop("till-1") < 2
+    assert built.status(state)["installation"]["state"] == "probation"
+    built.start_agent(state)
+    wait_for_rollout(built, rollout, "done")
+    assert built.serving(state) == good
+    assert built.status(state)["quarantined"] == []

@@ -162,7 +162,7 @@ class Actions:
             return _fail(
                 now,
                 f"the new model does not start: {error}",
-                variant_at_fault=not isinstance(error, NotFoundError | UntrustedError),
+                variant_at_fault=_blames(error),
             )
         return Finding(installation=now, event=Event.SERVING)
 
@@ -171,13 +171,14 @@ class Actions:
         target, plan = _target(now), _plan(now)
         try:
             child = self._ensure_trial(target)
-            if now.trial is None:
-                now = replace(now, trial=trial.golden_trial(child, plan, now.baseline))
-                self.journal.note(now)
+            result = now.trial or trial.golden_trial(child, plan, now.baseline)
         except SlmopsError as error:
-            return _fail(now, f"trial: {error}", variant_at_fault=True)
-        if now.trial is not None and not now.trial.passed:
-            return _fail(now, now.trial.reason, variant_at_fault=True)
+            return _fail(now, f"trial: {error}", variant_at_fault=_blames(error))
+        if now.trial is None:
+            now = replace(now, trial=result)
+            self.journal.note(now)
+        if not result.passed:
+            return _fail(now, result.reason, variant_at_fault=True)
         return self._soak(now, child, plan)
 
     def committed(self, now: Installation) -> Finding:
@@ -328,6 +329,11 @@ def _fail(now: Installation, reason: str, *, variant_at_fault: bool = False) -> 
         installation=failed(now, reason, variant_at_fault=variant_at_fault),
         event=Event.FAIL,
     )
+
+
+def _blames(error: SlmopsError) -> bool:
+    """Tell whether it is the variant's own fault; bytes that rotted are the disk's."""
+    return not isinstance(error, NotFoundError | UntrustedError)
 
 
 def _spoiled(now: Installation, reason: str) -> Finding:

@@ -3,7 +3,8 @@
 SQLite, write-ahead log, ``synchronous=FULL``: when a method returns, a power cut does not
 undo it. The only SQL of the agent. A journal that cannot be read is moved aside and
 begun anew: the slot pointer still says what to serve, and counters that a server
-compares start from the clock, so that they stay above what was lost.
+compares start from the clock, so that they stay above what was lost. A disk that refuses
+is an UnavailableError of every method: it passes, and says nothing about a model.
 """
 
 import contextlib
@@ -249,20 +250,22 @@ class Journal:
         return count
 
     def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._lock:
+        with self._lock, _plain_errors():
             return self._connection.execute(statement, values).fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:
-        with self._lock:
+        with self._lock, _plain_errors():
             cursor = self._connection.cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 yield cursor
-            except BaseException:
-                cursor.execute("ROLLBACK")
-                raise
-            cursor.execute("COMMIT")
+                cursor.execute("COMMIT")
+            finally:
+                # SQLite itself undoes some failures; an open transaction would stop
+                # all later ones.
+                if self._connection.in_transaction:
+                    cursor.execute("ROLLBACK")
 
 
 def read_facts(path: Path) -> Journal:
@@ -279,6 +282,14 @@ def read_facts(path: Path) -> Journal:
     except sqlite3.DatabaseError as error:
         raise UnavailableError(f"journal {path}: {error}") from None
     return Journal(connection, lost=None)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise UnavailableError(f"journal: {error}") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -317,6 +328,8 @@ def _check(connection: sqlite3.Connection) -> None:
             _document(raw, Report)
     except InvalidInputError as error:
         raise sqlite3.DatabaseError(str(error)) from None
+    except UnavailableError as error:
+        raise error.__cause__ or error from None
 
 
 def _damaged(error: sqlite3.OperationalError) -> bool:

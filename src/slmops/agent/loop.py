@@ -188,6 +188,10 @@ class AgentLoop:
             self._enter(after(superseded, Event.FAIL, now=self.clock.now()))
             return 0.0
         finding = self.actions.perform(installation)
+        if finding.event is Event.FAIL and self.stop.is_set():
+            # The agent's own end stops the model's process: no verdict on anything. The
+            # next start does the action again.
+            return 0.0
         if finding.event is None:
             return finding.wait_s
         self._enter(after(finding.installation, finding.event, now=self.clock.now()))
@@ -242,14 +246,14 @@ class AgentLoop:
 
     def _count_crash(self) -> None:
         """An action that fails in an unforeseen way counts as entered again: it ends."""
-        installation = self.journal.installation()
-        if installation is not None and installation.state not in {State.IDLE, *ENDED}:
-            self._enter(
-                resumed(
-                    replace(installation, reason="unexpected error; see the log"),
-                    now=self.clock.now(),
-                )
-            )
+        try:
+            installation = self.journal.installation()
+            if installation is None or installation.state in {State.IDLE, *ENDED}:
+                return
+            known = replace(installation, reason="unexpected error; see the log")
+            self._enter(resumed(known, now=self.clock.now()))
+        except SlmopsError as error:
+            _log.warning("loop: %s", error)
 
     # Slots.
 

@@ -676,6 +676,52 @@ def test_bytes_that_rot_before_the_switch_do_not_quarantine_the_variant(
     assert device.serves() == "sample-1"
 
 
+def test_the_agent_s_own_end_is_no_verdict_on_a_model(device: Device) -> None:
+    device.assign(1, 1)
+    device.steps()
+    device.assign(2, 2)
+    while device.state() is not State.PROBATION:
+        device.loop.step()
+        device.clock.advance(0.5)
+    trial = device.actions._trial
+    assert trial is not None
+    device.loop.stop.set()
+    trial.worker.stop(1.0)
+    device.loop.step()
+    assert device.state() is State.PROBATION
+    assert device.journal.quarantined() == ()
+    device.restart()
+    device.models._watch_once()
+    device.steps()
+    assert device.serves() == "sample-2"
+
+
+def test_a_disk_that_refuses_for_a_while_neither_ends_the_loop_nor_blames_a_model(
+    device: Device,
+) -> None:
+    device.assign(1, 1)
+    device.steps()
+    device.assign(2, 2, probation_s=0.0)
+    while device.state() is not State.PROBATION:
+        device.loop.step()
+        device.clock.advance(0.5)
+    device.journal._connection.execute("PRAGMA query_only=ON")
+    device.loop.error_backoff = Backoff(
+        first_s=0.01, longest_s=0.01, chance=random.Random(1)
+    )
+    thread = threading.Thread(target=device.loop.run)
+    thread.start()
+    wait_until(lambda: device.loop.error_backoff.failures > 3, "some failures")
+    assert thread.is_alive()
+    assert device.state() is State.PROBATION
+    device.journal._connection.execute("PRAGMA query_only=OFF")
+    wait_until(lambda: device.journal.outcome_of(2) is not None, "an outcome")
+    device.loop.stop.set()
+    thread.join(5)
+    assert device.serves() == "sample-2"
+    assert device.journal.quarantined() == ()
+
+
 def test_the_loop_s_thread_survives_errors_and_ends_when_told(device: Device) -> None:
     device.client.close()  # every sync fails in an unforeseen way
     thread = threading.Thread(target=device.loop.run)

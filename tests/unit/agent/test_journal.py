@@ -1,7 +1,7 @@
 """The journal: durable, honest about damage, and never loses or repeats a count."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -205,3 +205,39 @@ def test_offline_for_long_no_count_is_lost_and_none_is_sent_twice(
     assert sum(one.first_token_ms[0] for one in waiting) == MAX_REPORTS + 100
     numbers = [one.sequence for one in waiting]
     assert numbers == sorted(set(numbers))
+
+
+def test_a_disk_that_refuses_is_unavailable_and_passes(journal: Journal) -> None:
+    journal.enter(installation())
+    journal._connection.execute("PRAGMA query_only=ON")
+    writes: tuple[Callable[[], object], ...] = (
+        lambda: journal.enter(installation(State.WAITING)),
+        lambda: journal.add_report(report(1)),
+        lambda: journal.reports_to_send(most=1),
+        lambda: journal.next_session_counter(now=NOW),
+        lambda: journal.close_outcome(installation(State.COMMITTED)),
+    )
+    for write in writes:
+        with pytest.raises(UnavailableError, match="journal: attempt to write"):
+            write()
+    assert journal.installation() == installation()
+    journal._connection.execute("PRAGMA query_only=OFF")
+    for write in writes:
+        write()
+    assert journal.last_outcome() is not None
+
+
+def test_a_full_disk_is_unavailable_and_leaves_no_open_transaction(
+    journal: Journal,
+) -> None:
+    (pages,) = journal._connection.execute("PRAGMA page_count").fetchone()
+    journal._connection.execute(f"PRAGMA max_page_count={pages}")
+    long = Installation(
+        assignment=1, state=State.OFFERED, entered_at=NOW, reason="x" * 100_000
+    )
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="full"):
+            journal.enter(long)
+    journal._connection.execute("PRAGMA max_page_count=10000")
+    journal.enter(long)
+    assert journal.installation() == long
