@@ -20,7 +20,7 @@ class Candidate:
     """Whether selection may choose it; controls that nobody asked for may not."""
     on_reference_grid: bool
     """Whether the reference was dequantized from this very type: its fidelity is
-    flattered, so it is never compared as if that were fair."""
+    flattered, and marked wherever they are shown."""
 
     @property
     def quantization(self) -> str:

@@ -58,14 +58,6 @@ def excesses_of(
     found: list[Excess] = []
     if not candidate.eligible:
         found.append(Excess(ratio=1e9, text="a control, not among the candidates"))
-    if candidate.on_reference_grid:
-        found.append(
-            Excess(
-                ratio=1e9,
-                text=f"the reference was made from a {candidate.card.reference_grid}"
-                " file, so its figures are flattered and do not compare",
-            )
-        )
     if not rules.below_floor:
         found += _floor_excesses(candidate.card, rules)
     found += _budget_excesses(candidate.card, device_class)

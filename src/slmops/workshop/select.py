@@ -190,6 +190,8 @@ def _selection(contest: _Contest, name: str, rules: SelectionRules) -> ClassSele
 def _winning_reason(contest: _Contest, chosen: Candidate) -> str:
     objective = contest.device_class.objective
     figure = _objective_text(chosen, contest.device_class)
+    if chosen.on_reference_grid:
+        figure += "; flattered: it has the type the model was imported from"
     count = len(contest.feasible)
     winner = contest.winner
     if chosen is winner:

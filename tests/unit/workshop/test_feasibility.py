@@ -100,10 +100,6 @@ def test_a_control_nobody_asked_for_may_not_be_chosen() -> None:
     assert "a control" in reasons(candidate(eligible=False), Budget())
 
 
-def test_a_candidate_on_the_references_grid_does_not_compare() -> None:
-    assert "flattered" in reasons(candidate(on_reference_grid=True), Budget())
-
-
 def test_below_the_floor_budgets_still_hold() -> None:
     rules = replace(RULES, below_floor=True)
     bad = candidate(kld=3.0, same_top1=0.2)

@@ -103,7 +103,8 @@ def _grid(result: BuildResult) -> str:
     source = escape(result.model.source_quantization or "")
     flattered = [c.quantization for c in result.candidates if c.on_reference_grid]
     named = (
-        f"Flattered here: {escape(', '.join(flattered))}; marked below and never chosen."
+        f"Flattered here: {escape(', '.join(flattered))}; marked below. For those, divergence is"
+        " from what was imported, not from the model before its first quantization."
         if flattered
         else "None of the candidates here is of that type."
     )
