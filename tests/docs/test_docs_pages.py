@@ -87,7 +87,9 @@ def test_every_page_can_be_reached_from_the_index() -> None:
 
 def test_every_decision_is_in_the_index() -> None:
     index = page("decisions/README.md")
-    for path in sorted((DOCS / "decisions").glob("0*.md")):
+    pages = sorted((DOCS / "decisions").glob("0*.md"))
+    assert [int(path.name[:4]) for path in pages] == list(range(1, len(pages) + 1))
+    for path in pages:
         number = int(path.name[:4])
         assert f"| [{number}]({path.name}) |" in index
         assert path.read_text("utf-8").startswith(f"# {number}. ")
