@@ -19,6 +19,8 @@ from slmops.registry.workspace import Workspace
 
 DEFAULT_SERVER = "http://127.0.0.1:8800"
 _TIMEOUT_S = 30.0
+_ORDER_TIMEOUT_S = 900.0
+"""Starting a rollout hashes all its artefacts before it answers."""
 _MAX_ANSWER_BYTES = 1 << 30
 """A fleet of 100,000 devices lists in about 60 MB."""
 
@@ -64,7 +66,6 @@ class OperatorClient:
         self._http = httpx.Client(
             base_url=server,
             headers={"Authorization": f"Bearer {found}"},
-            timeout=_TIMEOUT_S,
         )
         command = click.get_current_context(silent=True)
         if command is not None:
@@ -94,8 +95,10 @@ class OperatorClient:
         from slmops.wire import codec
 
         content = None if body is None else codec.encode_json(body)
+        read_s = _TIMEOUT_S if body is None else _ORDER_TIMEOUT_S
+        timeout = httpx.Timeout(_TIMEOUT_S, read=read_s)
         try:
-            answer = self._http.request(method, path, content=content)
+            answer = self._http.request(method, path, content=content, timeout=timeout)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnavailableError(
                 f"no control plane answers at {self._server}: {error};"
