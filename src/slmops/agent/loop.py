@@ -298,11 +298,10 @@ class AgentLoop:
             peak = serving.peak_rss_mib()
             if peak is not None:
                 self.telemetry.used_memory(serving.deployment.release, peak)
-        reports = self.telemetry.close_windows(
-            lambda: self.journal.next_report_sequence(now=self.clock.now())
+        self.telemetry.close_windows(
+            lambda: self.journal.next_report_sequence(now=self.clock.now()),
+            self.journal.add_report,
         )
-        for report in reports:
-            self.journal.add_report(report)
 
     def _request(self, reports: tuple[Report, ...]) -> SyncRequest:
         slots = self._read_slots()

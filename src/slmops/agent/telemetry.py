@@ -52,6 +52,23 @@ class _Window:
     decode_tokens_per_s: list[int] = field(default_factory=lambda: [0] * GRID_CELLS)
     peak_rss_mib: float = 0.0
 
+    def begun(self) -> "_Window":
+        """Return an empty window that began with this one."""
+        return _Window(started_at=self.started_at)
+
+    def add(self, other: "_Window") -> None:
+        """Add all counts of another window, which began earlier."""
+        self.started_at = min(self.started_at, other.started_at)
+        self.requests += other.requests
+        self.failures += other.failures
+        self.output_tokens += other.output_tokens
+        self.restarts += other.restarts
+        self.first_token_ms = _sums(self.first_token_ms, other.first_token_ms)
+        self.decode_tokens_per_s = _sums(
+            self.decode_tokens_per_s, other.decode_tokens_per_s
+        )
+        self.peak_rss_mib = max(self.peak_rss_mib, other.peak_rss_mib)
+
 
 class Telemetry:
     """Open windows, one for each release that served; safe to share between threads."""
@@ -101,23 +118,35 @@ class Telemetry:
         with self._lock:
             return self._live.get(release, LiveCounts())
 
-    def close_windows(self, next_sequence: Callable[[], int]) -> tuple[Report, ...]:
-        """End all open windows and return those that say something.
+    def close_windows(
+        self, next_sequence: Callable[[], int], keep: Callable[[Report], None]
+    ) -> None:
+        """End all open windows and keep those that say something.
 
         A window without requests or restarts says something only once for a release:
-        the memory it takes.
+        the memory it takes. Whatever `next_sequence` or `keep` raises goes on to the
+        caller; what was not kept by then is counted again in the next windows.
         """
         with self._lock:
             windows, self._windows = self._windows, {}
-            now = self._now()
-            reports = []
-            for release, window in windows.items():
-                busy = window.requests or window.restarts
-                if not busy and (release in self._reported or not window.peak_rss_mib):
-                    continue
-                self._reported.add(release)
-                reports.append(_report(release, window, now, next_sequence()))
-            return tuple(reports)
+        now = self._now()
+        try:
+            # Without the lock: both write to a disk, and requests are being counted.
+            for release in tuple(windows):
+                window = windows[release]
+                if self._says_something(release, window):
+                    keep(_report(release, window, now, next_sequence()))
+                    self._reported.add(release)
+                del windows[release]
+        finally:
+            with self._lock:
+                for release, window in windows.items():
+                    self._windows.setdefault(release, window.begun()).add(window)
+
+    def _says_something(self, release: str | None, window: _Window) -> bool:
+        if window.requests or window.restarts:
+            return True
+        return bool(window.peak_rss_mib) and release not in self._reported
 
     def _window(self, release: str | None) -> _Window:
         return self._windows.setdefault(release, _Window(started_at=self._now()))
@@ -149,3 +178,7 @@ def _report(release: str | None, window: _Window, now: float, sequence: int) -> 
 
 def _counts(cells: list[int]) -> tuple[int, ...]:
     return tuple(cells) if any(cells) else ()
+
+
+def _sums(some: list[int], others: list[int]) -> list[int]:
+    return [one + other for one, other in zip(some, others, strict=True)]

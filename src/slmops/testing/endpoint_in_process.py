@@ -36,7 +36,9 @@ class LocalEndpoint:
 
     def reports(self) -> tuple[Report, ...]:
         """Close the open windows."""
-        return self.telemetry.close_windows(self._next)
+        closed: list[Report] = []
+        self.telemetry.close_windows(self._next, closed.append)
+        return tuple(closed)
 
     def _next(self) -> int:
         self._sequence[0] += 1

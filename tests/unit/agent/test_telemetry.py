@@ -2,7 +2,10 @@
 
 import threading
 
+import pytest
+
 from slmops.agent.telemetry import Answered, LiveCounts, Telemetry
+from slmops.domain.errors import UnavailableError
 from slmops.domain.report import GRID_CELLS, GRID_MS, GRID_PER_S, grid_cell
 from slmops.domain.sync import Report
 from slmops.testing.clock import SimulatedClock
@@ -17,7 +20,9 @@ class Collected:
         self._number = 0
 
     def reports(self) -> tuple[Report, ...]:
-        return self.telemetry.close_windows(self._next)
+        closed: list[Report] = []
+        self.telemetry.close_windows(self._next, closed.append)
+        return tuple(closed)
 
     def _next(self) -> int:
         self._number += 1
@@ -120,3 +125,28 @@ def test_figures_beyond_the_grid_land_in_its_outer_cells() -> None:
         made.telemetry.answered("r-1", Answered(first_token_ms=value))
     (report,) = made.reports()
     assert (report.first_token_ms[0], report.first_token_ms[-1]) == (2, 1)
+
+
+def test_what_could_not_be_kept_is_counted_in_the_next_window() -> None:
+    made = Collected()
+    begun = made.clock.now()
+    for release in ("sample-1", "sample-2", None):
+        made.telemetry.answered(release, Answered(output_tokens=1, first_token_ms=5.0))
+    made.telemetry.used_memory("sample-2", 100.0)
+    kept: list[Report] = []
+
+    def keep_one(report: Report) -> None:
+        if kept:
+            raise UnavailableError("journal: full")
+        kept.append(report)
+
+    made.clock.advance(1)
+    with pytest.raises(UnavailableError):
+        made.telemetry.close_windows(made._next, keep_one)
+    made.telemetry.answered("sample-2", Answered(output_tokens=1))
+    kept += made.reports()
+    assert sum(report.requests for report in kept) == 4
+    assert sum(sum(report.first_token_ms) for report in kept) == 3
+    assert {report.started_at for report in kept} == {begun}
+    assert max(report.peak_rss_mib for report in kept) == 100.0
+    assert len({report.sequence for report in kept}) == 3
