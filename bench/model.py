@@ -9,11 +9,18 @@ from slmops.registry.workspace import Workspace
 from slmops.workshop.models import import_model, reference_path
 from slmops.workshop.quantize import quantize_gguf
 
+Imported = tuple[Workspace, ModelRecord]
 
-def import_smollm2(folder: Path) -> tuple[Workspace, ModelRecord]:
-    """Import SmolLM2-135M-Instruct into a workspace of its own."""
+
+def import_source(folder: Path, source: Path) -> Imported:
+    """Import a model into a workspace of its own."""
     workspace = Workspace(root=folder)
-    return workspace, import_model(str(fetch_smollm2()), workspace)
+    return workspace, import_model(str(source), workspace)
+
+
+def import_smollm2(folder: Path) -> Imported:
+    """Import SmolLM2-135M-Instruct into a workspace of its own."""
+    return import_source(folder, fetch_smollm2())
 
 
 def quantized(workspace: Workspace, record: ModelRecord, kind: str) -> Path:

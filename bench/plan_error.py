@@ -1,8 +1,9 @@
 """How wrong `plan` is: bytes, memory and decode speed, predicted and then measured.
 
-    python bench/plan_error.py [--rounds 4] [--contexts 512,2048] [--json FILE]
+    python bench/plan_error.py [--rounds 4] [--contexts 512,2048] [--model GGUF]
+        [--json FILE]
 
-SmolLM2-135M-Instruct in six quantizations, one thread, in the runtime that serves it.
+SmolLM2-135M-Instruct, or another model, in six quantizations, one thread, in the runtime that serves it.
 An error of +5 % means: predicted 5 % more than measured.
 
 Bytes must be exact. Memory is predicted for a full context, so the peak is read after a
@@ -31,8 +32,9 @@ from measure import (
     print_table,
     write_json,
 )
-from model import import_smollm2, quantized
+from model import import_source, quantized
 
+from slmops.demo.source_model import fetch_smollm2
 from slmops.domain.release import Estimate
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.speed import SpeedPlan, open_client, run_once
@@ -286,10 +288,11 @@ def main() -> None:
     """Measure, print, write."""
     parser = options(__doc__, rounds=4)
     parser.add_argument("--contexts", default="512,2048")
+    parser.add_argument("--model", type=Path, help="GGUF; SmolLM2 by default")
     chosen = parser.parse_args()
     contexts = [int(text) for text in chosen.contexts.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        workspace, record = import_smollm2(Path(folder))
+        workspace, record = import_source(Path(folder), chosen.model or fetch_smollm2())
         header = read_header(reference_path(workspace, record))
         candidates = {
             kind: Candidate(
