@@ -186,7 +186,6 @@ def memory_rows(
         predicted = forecast_memory(
             shape,
             planned.tensors,
-            file_bytes=planned.bytes,
             context_tokens=context_tokens,
         ).total_mib
         rows.append(

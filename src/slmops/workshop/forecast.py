@@ -23,9 +23,10 @@ from slmops.workshop.model_shape import ModelShape
 
 MIB = 1 << 20
 
-_CODE_MIB = 18.7
-_HEAP_MIB = 17.4
-_VOCABULARY_BYTES = 470
+_CODE_MIB = 20.4
+_HEAP_MIB = 16.7
+_TOKEN_BYTES = 224
+_MERGE_BYTES = 261
 _SCRATCH_MIB = 2.5
 _BATCH_TOKENS = 256
 _FEED_FORWARD_BUFFERS = 3
@@ -76,7 +77,7 @@ class MemoryForecast:
     runtime_mib: float
     """Code, libraries, heap and vocabulary."""
     weights_mib: float
-    """The mapped file."""
+    """The mapped tensors."""
     reordered_mib: float
     """Private copies of tensors whose blocks are reordered for the CPU."""
     kv_cache_mib: float
@@ -103,7 +104,6 @@ def forecast_memory(
     shape: ModelShape,
     tensors: Sequence[TensorEntry],
     *,
-    file_bytes: int,
     context_tokens: int,
 ) -> MemoryForecast:
     """Predict peak resident memory with one request at a time.
@@ -111,23 +111,31 @@ def forecast_memory(
     Args:
         shape: the model's sizes.
         tensors: of the variant, with its types.
-        file_bytes: size of the variant's file.
         context_tokens: context it is loaded with.
     """
     reordered = sum(tensor.bytes for tensor in tensors if _is_reordered(tensor))
-    head_widths = shape.key_width + shape.value_width
-    kv_bytes = 2 * shape.layers * context_tokens * shape.kv_heads * head_widths
+    vocabulary = shape.vocabulary * _TOKEN_BYTES + shape.merges * _MERGE_BYTES
     batch = min(_BATCH_TOKENS, context_tokens)
     activations = 4 * (_FEED_FORWARD_BUFFERS * shape.feed_forward + shape.width)
     scores = context_tokens * (_SCORE_BYTES * shape.heads + _MASK_BYTES)
     return MemoryForecast(
-        runtime_mib=_CODE_MIB + _HEAP_MIB + shape.vocabulary * _VOCABULARY_BYTES / MIB,
-        weights_mib=file_bytes / MIB,
+        runtime_mib=_CODE_MIB + _HEAP_MIB + vocabulary / MIB,
+        weights_mib=sum(tensor.bytes for tensor in tensors) / MIB,
         reordered_mib=reordered / MIB,
-        kv_cache_mib=kv_bytes / MIB,
+        kv_cache_mib=_cache_bytes(shape, context_tokens) / MIB,
         scratch_mib=_SCRATCH_MIB + batch * activations / MIB,
         attention_mib=batch * max(scores - activations, 0) / MIB,
     )
+
+
+def _cache_bytes(shape: ModelShape, context_tokens: int) -> int:
+    """Return the size of keys and values; windowed layers keep a window and a batch."""
+    window = min(context_tokens, shape.window_tokens + _BATCH_TOKENS)
+    tokens = (
+        shape.windowed_layers * window
+        + (shape.layers - shape.windowed_layers) * context_tokens
+    )
+    return 2 * tokens * shape.kv_heads * (shape.key_width + shape.value_width)
 
 
 def forecast_decode(

@@ -35,6 +35,8 @@ _LIMITS = {
     "attention.head_count": 4096,
     "feed_forward_length": 1 << 20,
 }
+_GLOBAL_EVERY = {"gemma2": 2, "gemma3": 6, "olmo2": 4}
+"""Every so many layers one attends to the whole context, where there is a window."""
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _BLOCK_PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
 
@@ -63,6 +65,12 @@ class ModelShape:
     """Longest context it was trained for."""
     vocabulary: int
     """Tokens."""
+    merges: int = 0
+    """Byte-pair merges of the tokenizer; 0 for other kinds."""
+    window_tokens: int = 0
+    """How far layers with a sliding window look back; 0 when there are none."""
+    windowed_layers: int = 0
+    """Layers with a sliding window."""
 
 
 def read_shape(header: GgufHeader) -> ModelShape:
@@ -90,6 +98,8 @@ class _ShapeReader:
             )
         sizes = {name: self._size(name, limit) for name, limit in _LIMITS.items()}
         heads, width = sizes["attention.head_count"], sizes["embedding_length"]
+        merges = self._header.find("tokenizer.ggml.merges")
+        window = self._size("attention.sliding_window", 1 << 24, default=0)
         kv_heads = self._size("attention.head_count_kv", heads, default=heads)
         if heads % kv_heads:
             self._refuse(
@@ -107,6 +117,9 @@ class _ShapeReader:
             value_width=self._size("attention.value_length", 8192, default=head_width),
             context_tokens=sizes["context_length"],
             vocabulary=self._vocabulary(),
+            merges=merges.length if merges is not None else 0,
+            window_tokens=window,
+            windowed_layers=self._windowed(sizes["block_count"]) if window else 0,
         )
         self._check_tensors(shape)
         return shape
@@ -122,6 +135,10 @@ class _ShapeReader:
         if not 1 <= value <= limit:
             self._refuse(f"{key} must be 1 to {limit}, got {value}")
         return value
+
+    def _windowed(self, layers: int) -> int:
+        every = _GLOBAL_EVERY.get(self._architecture)
+        return layers - layers // every if every else 0
 
     def _number(self, entry: MetadataEntry) -> int:
         # Some writers give one value per layer; a dense model has them all equal.

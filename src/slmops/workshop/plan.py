@@ -183,9 +183,7 @@ def _check_contexts(blueprint: Blueprint, record: ModelRecord) -> None:
 def _memory(
     shape: ModelShape, file: QuantizedFile, context_tokens: int
 ) -> MemoryForecast:
-    return forecast_memory(
-        shape, file.tensors, file_bytes=file.bytes, context_tokens=context_tokens
-    )
+    return forecast_memory(shape, file.tensors, context_tokens=context_tokens)
 
 
 def _forecast(

@@ -194,7 +194,7 @@ def test_more_context_never_takes_less_memory(
     short, long = sorted((one, other))
     needs = [
         forecast_memory(
-            read_shape(header), header.tensors, file_bytes=1, context_tokens=tokens
+            read_shape(header), header.tensors, context_tokens=tokens
         ).total_mib
         for tokens in (short, long)
     ]
@@ -225,7 +225,6 @@ def test_predicted_memory_is_within_5_percent_of_a_full_contexts_peak(
     predicted = forecast_memory(
         read_shape(read_header(path)),
         made.tensors,
-        file_bytes=made.bytes,
         context_tokens=context_tokens,
     )
     assert predicted.total_mib == pytest.approx(peak, rel=0.05)
