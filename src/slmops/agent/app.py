@@ -6,7 +6,7 @@ the loop that syncs and installs.
 
 import asyncio
 import contextlib
-import fcntl
+import functools
 import logging
 import os
 import random
@@ -31,6 +31,13 @@ from slmops.agent.endpoint import Endpoint, EndpointLimits
 from slmops.agent.journal import Journal
 from slmops.agent.link import Link, enrol, http_client
 from slmops.agent.loop import AgentLoop, Identity
+from slmops.agent.machine import (
+    ENDPOINT,
+    JOURNAL,
+    listening,
+    only_agent,
+    write_place,
+)
 from slmops.agent.models import Models
 from slmops.agent.offers import Offers, Registry
 from slmops.agent.settings import (
@@ -42,17 +49,16 @@ from slmops.agent.settings import (
 from slmops.agent.slots import SlotStore
 from slmops.agent.telemetry import Telemetry
 from slmops.agent.upstream import Gateway
-from slmops.domain.errors import ConflictError, UnavailableError
+from slmops.domain.errors import ConflictError, InvalidInputError, UnavailableError
 from slmops.domain.sync import EnrolRequest
 from slmops.registry.blobs import write_atomically
 from slmops.registry.keys import SigningKey
-from slmops.wire import codec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KEY, ROOT, JOURNAL, LOCK = "device.key", "root.json", "journal.db", "lock"
-ENDPOINT = "endpoint.json"
+KEY, ROOT = "device.key", "root.json"
+_JOURNAL_RETRY_S = 30.0
 _GRACE_S = 0.7
 _CHILD_STOP_S = 0.5
 _MIB = 1 << 20
@@ -85,16 +91,6 @@ class Enrolment:
     """Set by the owner."""
     memory_mib: int | None = None
     """Memory given to models."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EndpointPlace:
-    """``endpoint.json``: where applications on this device find the model."""
-
-    url: str
-    """Base address; the OpenAI API is at ``<url>/v1``."""
-    pid: int
-    """Process id of the agent."""
 
 
 def enrol_device(state: Path, wanted: Enrolment) -> AgentSettings:
@@ -163,11 +159,8 @@ def run_agent(
     """
     chosen = settings or load_agent_settings(state, os.environ)
     prepare_state_folder(state)
-    with _only_agent(state), _listening(chosen) as listener:
-        journal = (open_journal or _open_journal)(state / JOURNAL, time.time())
-        if journal.lost:
-            _log.error("%s", journal.lost)
-        agent = _Agent(state, chosen, journal)
+    with only_agent(state), listening(chosen) as listener:
+        agent = _Agent(state, chosen, open_journal or _open_journal)
         try:
             asyncio.run(agent.serve(listener))
         finally:
@@ -177,10 +170,16 @@ def run_agent(
 class _Agent:
     """The parts of one running agent."""
 
-    def __init__(self, state: Path, settings: AgentSettings, journal: Journal) -> None:
+    def __init__(
+        self,
+        state: Path,
+        settings: AgentSettings,
+        open_journal: Callable[[Path, float], Journal],
+    ) -> None:
         self._state = state
         self._settings = settings
-        self._journal = journal
+        self._open_journal = open_journal
+        self._journal: Journal | None = None
         self._clock = SystemClock()
         self._chance = random.SystemRandom()
         self._stop = threading.Event()
@@ -196,8 +195,8 @@ class _Agent:
             clock=self._clock,
             backoff=self._backoff(0.5, 60.0),
         )
-        self._loop = self._build_loop()
         self._threads: list[threading.Thread] = []
+        self._show_place: Callable[[], None] = lambda: None
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve on `listener` until a signal; the other threads run meanwhile."""
@@ -222,8 +221,9 @@ class _Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask_to_stop, server)
+        self._show_place = functools.partial(write_place, self._state, listener)
         self._start_threads()
-        _write_place(self._state, listener)
+        self._show_place()
         await server.serve(sockets=[listener])
 
     def close(self) -> None:
@@ -236,7 +236,8 @@ class _Agent:
             (self._state / ENDPOINT).unlink()
         if not any(thread.is_alive() for thread in self._threads):
             self._client.close()
-            self._journal.close()
+            if self._journal is not None:
+                self._journal.close()
 
     def _ask_to_stop(self, server: "_Server") -> None:
         _log.info("stopping")
@@ -244,18 +245,54 @@ class _Agent:
         server.should_exit = True
 
     def _start_threads(self) -> None:
-        mended = self._loop.resume()
-        if mended is not None:
-            _log.error("slots: %s", mended)
+        loop = self._resumed_loop()
+        if loop is None:
+            self._serve_slots()
         for name, work in (
             ("supervisor", self._models.watch),
-            ("loop", self._loop.run),
+            ("loop", loop.run if loop is not None else self._run_later),
         ):
             thread = threading.Thread(target=work, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
-    def _build_loop(self) -> AgentLoop:
+    def _resumed_loop(self) -> AgentLoop | None:
+        """Open the journal and find out what was going on; None while the disk refuses."""
+        try:
+            self._journal = self._open_journal(self._state / JOURNAL, self._clock.now())
+            if self._journal.lost:
+                _log.error("%s", self._journal.lost)
+            loop = self._build_loop(self._journal)
+            mended = loop.resume()
+        except (OSError, UnavailableError) as error:
+            _log.error("nothing is installed or reported for now: %s", error)
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
+            return None
+        if mended is not None:
+            _log.error("slots: %s", mended)
+        return loop
+
+    def _serve_slots(self) -> None:
+        """Serve what the pointer names: it needs neither journal nor room on the disk."""
+        try:
+            active = self._slots.read().active
+        except InvalidInputError as error:
+            _log.error("slots: %s", error)
+            return
+        if active is not None:
+            self._models.want(active)
+
+    def _run_later(self) -> None:
+        """Be a loop once the disk allows it."""
+        while not self._stop.wait(_JOURNAL_RETRY_S):
+            loop = self._resumed_loop()
+            if loop is not None:
+                self._show_place()
+                loop.run()
+
+    def _build_loop(self, journal: Journal) -> AgentLoop:
         settings = self._settings
         offers = Offers(
             device=settings.device,
@@ -264,7 +301,7 @@ class _Agent:
             open_registry=self._open_registry,
         )
         actions = Actions(
-            journal=self._journal,
+            journal=journal,
             slots=self._slots,
             models=self._models,
             downloads=Downloads(
@@ -279,7 +316,7 @@ class _Agent:
         )
         loop = AgentLoop(
             identity=Identity(facts=self._facts, labels=settings.labels),
-            journal=self._journal,
+            journal=journal,
             slots=self._slots,
             models=self._models,
             actions=actions,
@@ -288,7 +325,7 @@ class _Agent:
                 self._client,
                 device=settings.device,
                 key=SigningKey.load(self._state / KEY),
-                journal=self._journal,
+                journal=journal,
                 clock=self._clock,
             ),
             telemetry=self._telemetry,
@@ -339,46 +376,6 @@ class _Server(uvicorn.Server):
 
 def _open_journal(path: Path, now: float) -> Journal:
     return Journal.open(path, now=now)
-
-
-def _write_place(state: Path, listener: socket.socket) -> None:
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    place = EndpointPlace(url=f"http://{shown}:{port}", pid=os.getpid())
-    write_atomically(state / ENDPOINT, codec.encode_json(place))
-
-
-@contextmanager
-def _only_agent(state: Path) -> Iterator[None]:
-    """Hold the folder's lock: two agents would start two models and one journal."""
-    descriptor = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConflictError(f"another agent runs on {state}") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _listening(settings: AgentSettings) -> Iterator[socket.socket]:
-    """Bind once for the agent's whole life: models change behind the socket."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((settings.host, settings.port))
-            listener.listen(256)
-        except OSError as error:
-            raise UnavailableError(
-                f"endpoint {settings.host}:{settings.port}: {error.strerror}"
-            ) from None
-        yield listener
-    finally:
-        listener.close()
 
 
 def set_up_logging() -> None:

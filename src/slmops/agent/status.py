@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmops.agent.app import ENDPOINT, JOURNAL, EndpointPlace
 from slmops.agent.journal import Quarantined, read_facts
+from slmops.agent.machine import ENDPOINT, JOURNAL, EndpointPlace
 from slmops.agent.settings import AgentSettings
 from slmops.agent.slots import SlotStore
 from slmops.domain.errors import InvalidInputError

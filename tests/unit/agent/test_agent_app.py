@@ -4,15 +4,15 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 
+from slmops.agent import app
 from slmops.agent.app import (
-    ENDPOINT,
     KEY,
     ROOT,
     Enrolment,
@@ -21,6 +21,7 @@ from slmops.agent.app import (
     run_agent,
 )
 from slmops.agent.journal import Journal
+from slmops.agent.machine import ENDPOINT, JOURNAL
 from slmops.agent.records import Deployment
 from slmops.agent.settings import AgentSettings, load_agent_settings
 from slmops.agent.slots import SlotStore
@@ -109,11 +110,13 @@ class Watched:
     """What another thread saw of an agent that runs in this one."""
 
     state: Path
+    then: Callable[[], None]
+    """What to do once it was seen to serve."""
     seen: list[httpx.Response] = field(default_factory=list)
     problems: list[Exception] = field(default_factory=list)
 
     def watch(self) -> None:
-        """Wait for the endpoint, ask it, try a second agent; then stop the first."""
+        """Wait for the endpoint, ask it, do what is to be done; then stop the agent."""
         place = self.state / ENDPOINT
         wait_until(place.exists, "endpoint", timeout_s=20)
         try:
@@ -125,7 +128,7 @@ class Watched:
                 self.seen.append(client.get("/v1/models"))
                 body = {"messages": [{"role": "user", "content": "Hi"}]}
                 self.seen.append(client.post("/v1/chat/completions", json=body))
-            run_agent(self.state, load_agent_settings(self.state, {}))
+            self.then()
         except Exception as error:  # noqa: BLE001 - shown by the test
             self.problems.append(error)
         finally:
@@ -166,7 +169,7 @@ def quiet(state: Path, port: int) -> AgentSettings:
 def test_an_agent_serves_what_its_slots_hold_and_ends_cleanly_on_a_signal(
     enrolled: Path,
 ) -> None:
-    watched = Watched(enrolled)
+    watched = Watched(enrolled, then=lambda: run_agent(enrolled))
     thread = threading.Thread(target=watched.watch)
     thread.start()
     run_agent(enrolled, quiet(enrolled, 0))
@@ -179,9 +182,34 @@ def test_an_agent_serves_what_its_slots_hold_and_ends_cleanly_on_a_signal(
     assert not (enrolled / ENDPOINT).exists()
 
 
+@pytest.mark.slow
+def test_without_a_journal_it_serves_and_installs_once_the_disk_allows_it(
+    enrolled: Path, server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_JOURNAL_RETRY_S", 0.1)
+    (enrolled / JOURNAL).mkdir()  # SQLite cannot open it, as on a full disk
+    synced_before: list[int] = []
+
+    def mend() -> None:
+        synced_before.append(len(server.received))
+        (enrolled / JOURNAL).rmdir()
+        wait_until(lambda: len(server.received) > 1, "a sync")
+
+    watched = Watched(enrolled, then=mend)
+    thread = threading.Thread(target=watched.watch)
+    thread.start()
+    run_agent(enrolled, quiet(enrolled, 0))
+    thread.join(20)
+    assert watched.seen[1].status_code == 200
+    assert synced_before == [1]  # the enrolment
+    assert [str(problem) for problem in watched.problems] == []
+    assert (enrolled / JOURNAL).is_file()
+
+
 def test_a_disk_without_room_stands_against_a_download(enrolled: Path) -> None:
-    journal = Journal.open(enrolled / "journal.db", now=1.0)
-    agent = _Agent(enrolled, quiet(enrolled, 0), journal)
+    agent = _Agent(
+        enrolled, quiet(enrolled, 0), lambda path, now: Journal.open(path, now=now)
+    )
     try:
         assert agent._obstacle(0) is None
         assert agent._obstacle(1) is None

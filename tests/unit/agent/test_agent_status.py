@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from slmops.agent.app import ENDPOINT, JOURNAL, EndpointPlace
 from slmops.agent.journal import Journal, Quarantined
+from slmops.agent.machine import ENDPOINT, JOURNAL, EndpointPlace
 from slmops.agent.records import Deployment, Installation
 from slmops.agent.settings import AgentSettings
 from slmops.agent.slots import POINTER, SlotStore
