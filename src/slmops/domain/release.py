@@ -101,9 +101,10 @@ class Speed:
     load_ms: float
     """Process start to ready."""
     peak_rss_mib: float
-    """VmHWM of the model's process over the runs."""
+    """VmHWM of the model's process with its context full: its own peak over the runs, and
+    what filling the context adds, which is measured on one variant for all."""
     rss_anon_mib: float
-    """Part of the final RSS that is private: KV cache, scratch, code."""
+    """Part of it that is private: KV cache, scratch, code."""
     rss_file_mib: float
     """Part that is mapped from files: mostly weights."""
     machine: str
@@ -111,6 +112,9 @@ class Speed:
     timed_context_tokens: int | None = None
     """Context at which the times were taken, when it is not `context_tokens`: with equal
     threads and prompt they do not depend on it, memory does. None: the same."""
+    filled_tokens: int | None = None
+    """Tokens that really filled the context when memory was measured; what a longer
+    context adds was extrapolated. None: only the standard prompt was in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

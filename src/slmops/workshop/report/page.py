@@ -230,9 +230,24 @@ def _memory_table(result: BuildResult) -> str:
     ]
     return (
         f"{_table(head, rows)}"
-        '<p class="soft">Of the serving process, measured while it answers. Private: KV'
-        " cache, scratch, reordered weights; mapped: weights and code, which several"
-        " processes share.</p>"
+        '<p class="soft">Of the serving process with its context full: each variant\'s own'
+        " peak with the standard prompt, and what filling the context adds, measured on one"
+        " variant for all. Private: KV cache, scratch, reordered weights; mapped: weights"
+        f" and code, which several processes share.{_extrapolated(result)}</p>"
+    )
+
+
+def _extrapolated(result: BuildResult) -> str:
+    contexts = {
+        speed.context_tokens: speed.filled_tokens
+        for candidate in result.candidates
+        for speed in candidate.card.speed
+        if speed.filled_tokens and speed.filled_tokens < 0.9 * speed.context_tokens
+    }
+    return _join(
+        f" Context {context} was filled with {filled} tokens; what the rest adds is"
+        " extrapolated, not measured."
+        for context, filled in sorted(contexts.items())
     )
 
 

@@ -1,0 +1,75 @@
+"""One setting at which candidates run, and what they are asked there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from slmops.domain.ids import Digest
+from slmops.registry.blobs import bytes_digest
+from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.speed import SpeedPlan, machine_fingerprint
+from slmops.workshop.build_context import BuildContext
+from slmops.workshop.evaluate import runtime_tool
+from slmops.workshop.steps import Step, Value, tool_version
+
+PROMPT_TOKENS, ANSWER_TOKENS, WARM_UP_TOKENS = 64, 24, 2
+_CODE = (
+    "slmops.workshop.speed_setting",
+    "slmops.workshop.speeds",
+    "slmops.workshop.memory",
+    "slmops.runtimes.speed",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedSetting:
+    """How workers are started and asked."""
+
+    build: BuildContext
+    """The build."""
+    threads: int
+    """Of each worker."""
+    context_tokens: int
+    """Each is loaded with."""
+
+    @property
+    def worker(self) -> WorkerSettings:
+        """How a worker is started."""
+        return WorkerSettings(
+            threads=self.threads,
+            context_tokens=self.context_tokens,
+            chat_template=self.build.model.chat_template,
+        )
+
+    @property
+    def runs(self) -> int:
+        """Timed requests per candidate."""
+        return self.build.blueprint.evaluation.speed_runs
+
+    def plan(
+        self, answer_tokens: int, *, prompt_tokens: int | None = None
+    ) -> SpeedPlan:
+        """Return one request: by default with the standard prompt, if it fits."""
+        standard = min(PROMPT_TOKENS, self.context_tokens // 2)
+        return SpeedPlan(
+            runs=self.runs,
+            prompt_tokens=standard if prompt_tokens is None else prompt_tokens,
+            answer_tokens=min(answer_tokens, self.context_tokens // 4),
+        )
+
+    def step(
+        self, kind: str, inputs: Mapping[str, Digest], **parameters: Value
+    ) -> Step:
+        """Return the step that measures `inputs` at this setting, on this machine."""
+        template = bytes_digest((self.build.model.chat_template or "").encode())
+        return Step(
+            kind=kind,
+            tool=f"{tool_version(*_CODE)}; {runtime_tool(self.build.runtime)}",
+            inputs=inputs,
+            parameters={
+                "machine": machine_fingerprint(self.build.runtime),
+                "threads": self.threads,
+                "context_tokens": self.context_tokens,
+                "template": template,
+                **parameters,
+            },
+        )

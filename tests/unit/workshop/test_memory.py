@@ -1,0 +1,113 @@
+"""Memory of a full context: measured up to a length, extrapolated in a line beyond."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmops.domain.release import Speed
+from slmops.registry.blobs import BlobStore
+from slmops.registry.workspace import Workspace
+from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.speed import SpeedPlan, open_client, run_once
+from slmops.runtimes.worker import start_worker
+from slmops.testing.sample_build import SAMPLE_FIGURES, sample_candidate
+from slmops.testing.tiny_gguf import write_tiny_llama
+from slmops.workshop import memory
+from slmops.workshop.artefacts import Artefact
+from slmops.workshop.build_context import BuildContext
+from slmops.workshop.memory import (
+    ContextGrowth,
+    measure_growth,
+    measure_memory,
+    with_full_context,
+)
+from slmops.workshop.quantize import QuantizedFile
+from slmops.workshop.speed_setting import SpeedSetting
+from slmops.workshop.workers import Workers
+
+
+def sample_speed(context_tokens: int) -> Speed:
+    speed = sample_candidate(SAMPLE_FIGURES[0]).card.speed[0]
+    return replace(speed, context_tokens=context_tokens)
+
+
+@given(
+    st.integers(64, 10**5), st.integers(64, 2048), st.floats(0, 500), st.floats(0, 1)
+)
+def test_a_full_context_never_takes_less_and_the_rest_is_a_line(
+    context: int, filled: int, growth: float, per_token: float
+) -> None:
+    before = sample_speed(context)
+    found = with_full_context(
+        before,
+        ContextGrowth(filled_tokens=filled, growth_mib=growth, per_token_mib=per_token),
+    )
+    added = growth + max(context - filled, 0) * per_token
+    assert found.peak_rss_mib == pytest.approx(before.peak_rss_mib + added)
+    assert found.rss_anon_mib == pytest.approx(before.rss_anon_mib + added)
+    assert found.rss_file_mib == before.rss_file_mib
+    assert found.filled_tokens == filled
+
+
+@pytest.fixture
+def tiny(workspace: Workspace, tmp_path: Path) -> Artefact:
+    """A model whose attention scores outgrow everything else."""
+    path = write_tiny_llama(
+        tmp_path / "tiny.gguf",
+        width=64,
+        heads=16,
+        kv_heads=2,
+        feed_forward=64,
+        context_tokens=4096,
+    )
+    digest = BlobStore(workspace.blobs).put_bytes(path.read_bytes())
+    file = QuantizedFile(
+        bytes=path.stat().st_size, parameters=1, tensor_types={}, tensors=()
+    )
+    return Artefact(quantization="F16", digest=digest, file=file)
+
+
+@pytest.fixture
+def build(make_build: Callable[..., BuildContext]) -> BuildContext:
+    context = make_build()
+    model = replace(context.model, chat_template=None)
+    return replace(
+        context, runtime="llamacpp", workers=Workers("llamacpp"), model=model
+    )
+
+
+def peak_of_a_full_context(build: BuildContext, tiny: Artefact, context: int) -> float:
+    settings = WorkerSettings(context_tokens=context)
+    path = build.blobs.path(tiny.digest)
+    with start_worker("llamacpp", path, settings) as worker:
+        with open_client(worker.url) as client:
+            few = run_once(client, SpeedPlan(prompt_tokens=32, answer_tokens=2))
+            words = int(0.95 * context * 32 / few.prompt_tokens)
+            run_once(client, SpeedPlan(prompt_tokens=words, answer_tokens=2))
+        return worker.memory().peak_rss_mib
+
+
+def test_measured_and_extrapolated_memory_is_that_of_a_really_full_context(
+    build: BuildContext, tiny: Artefact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = SpeedSetting(build=build, threads=1, context_tokens=3072)
+    true = peak_of_a_full_context(build, tiny, 3072)
+    own = measure_memory(setting, tiny)
+    speed = replace(sample_speed(3072), peak_rss_mib=own.peak_rss_mib)
+    monkeypatch.setattr(memory, "FILL_TOKENS", 4096)
+    measured = with_full_context(speed, measure_growth(setting, tiny))
+    build.workspace.steps.rename(build.workspace.root / "other steps")
+    build.runner.records.clear()
+    monkeypatch.setattr(memory, "FILL_TOKENS", 1536)
+    extrapolated = with_full_context(speed, measure_growth(setting, tiny))
+    assert own.peak_rss_mib + 20 < true
+    assert measured.filled_tokens is not None
+    assert 0.9 * 3072 < measured.filled_tokens < 3072
+    assert measured.peak_rss_mib == pytest.approx(true, rel=0.04)
+    assert extrapolated.filled_tokens is not None
+    assert extrapolated.filled_tokens < 1536
+    assert extrapolated.peak_rss_mib == pytest.approx(true, rel=0.06)
