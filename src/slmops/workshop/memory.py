@@ -19,11 +19,7 @@ from slmops.domain.release import Speed
 from slmops.runtimes.speed import open_client, run_once
 from slmops.wire.codec import decode_json, encode_json
 from slmops.workshop.artefacts import Artefact
-from slmops.workshop.speed_setting import (
-    ANSWER_TOKENS,
-    WARM_UP_TOKENS,
-    SpeedSetting,
-)
+from slmops.workshop.speed_setting import WARM_UP_TOKENS, SpeedSetting
 
 FILL_TOKENS = 2048
 """Longest context that is really filled."""
@@ -39,7 +35,7 @@ class MemoryFigures:
     """One candidate's memory with the standard prompt, MiB; see `Speed`."""
 
     peak_rss_mib: float
-    """Most that was resident while it answered."""
+    """Most that was resident once it had answered."""
     rss_anon_mib: float
     """Private part."""
     rss_file_mib: float
@@ -71,8 +67,8 @@ def measure_memory(setting: SpeedSetting, artefact: Artefact) -> MemoryFigures:
             open_client(worker.url) as client,
         ):
             run_once(client, setting.plan(WARM_UP_TOKENS))
+            # What loading alone took is given back, what answering took is kept.
             worker.reset_peak()
-            run_once(client, setting.plan(ANSWER_TOKENS))
             memory = worker.memory()
         figures = MemoryFigures(
             peak_rss_mib=memory.peak_rss_mib,

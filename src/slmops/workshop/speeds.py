@@ -13,6 +13,7 @@ not the same, and is measured with each context (`memory`), several workers at a
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,7 @@ from slmops.wire.codec import decode_json, encode_json
 from slmops.workshop.artefacts import Artefact
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.memory import (
+    ContextGrowth,
     MemoryFigures,
     measure_growth,
     measure_memory,
@@ -70,17 +72,22 @@ def measure_speeds(
         InvalidInputError: an artefact does not load, or the prompt does not fit.
         UnavailableError: a worker died.
     """
-    found: dict[Digest, tuple[Speed, ...]] = {a.digest: () for a in artefacts}
+    timed: dict[int, dict[Digest, Speed]] = {}
+    settings: list[SpeedSetting] = []
     for threads, contexts in settings_of(build):
-        settings = [
+        found = [
             SpeedSetting(build=build, threads=threads, context_tokens=context_tokens)
             for context_tokens in contexts
         ]
-        timed = _timed(settings[0], artefacts)
-        for setting in settings:
-            for digest, speed in _with_memory(setting, timed, artefacts).items():
-                found[digest] += (speed,)
-    return found
+        timed[threads] = _timed(found[0], artefacts)
+        settings += found
+    with build.pool() as pool:
+        waiting = [
+            _Waiting.begin(pool, setting, timed[setting.threads], artefacts)
+            for setting in settings
+        ]
+        rows = [each.speeds() for each in waiting]
+    return {a.digest: tuple(row[a.digest] for row in rows) for a in artefacts}
 
 
 def settings_of(build: BuildContext) -> list[tuple[int, list[int]]]:
@@ -129,28 +136,45 @@ def _timed(setting: SpeedSetting, artefacts: Sequence[Artefact]) -> dict[Digest,
     return found
 
 
-def _with_memory(
-    setting: SpeedSetting,
-    timed: Mapping[Digest, Speed],
-    artefacts: Sequence[Artefact],
-) -> dict[Digest, Speed]:
-    """Return timed speeds as they are at a setting's context, full."""
-    build = setting.build
-    others = [
-        artefact
-        for artefact in artefacts
-        if timed[artefact.digest].context_tokens != setting.context_tokens
-    ]
-    build.board.expect(len(others) + 1)
-    with build.pool() as pool:
-        growth = pool.submit(measure_growth, setting, _filled(artefacts))
-        memory = {a.digest: pool.submit(measure_memory, setting, a) for a in others}
-        at_context = dict(timed) | {
-            digest: _at_context(timed[digest], setting.context_tokens, found.result())
-            for digest, found in memory.items()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Waiting:
+    """Memory of all artefacts at one setting, being measured."""
+
+    timed: Mapping[Digest, Speed]
+    context_tokens: int
+    growth: Future[ContextGrowth]
+    memory: Mapping[Digest, Future[MemoryFigures]]
+
+    @classmethod
+    def begin(
+        cls,
+        pool: ThreadPoolExecutor,
+        setting: SpeedSetting,
+        timed: Mapping[Digest, Speed],
+        artefacts: Sequence[Artefact],
+    ) -> "_Waiting":
+        others = [
+            artefact
+            for artefact in artefacts
+            if timed[artefact.digest].context_tokens != setting.context_tokens
+        ]
+        setting.build.board.expect(len(others) + 1)
+        return cls(
+            timed=timed,
+            context_tokens=setting.context_tokens,
+            # First: it takes longest.
+            growth=pool.submit(measure_growth, setting, _filled(artefacts)),
+            memory={a.digest: pool.submit(measure_memory, setting, a) for a in others},
+        )
+
+    def speeds(self) -> dict[Digest, Speed]:
+        at_context = dict(self.timed) | {
+            digest: _at_context(self.timed[digest], self.context_tokens, found.result())
+            for digest, found in self.memory.items()
         }
+        growth = self.growth.result()
         return {
-            digest: with_full_context(speed, growth.result())
+            digest: with_full_context(speed, growth)
             for digest, speed in at_context.items()
         }
 
