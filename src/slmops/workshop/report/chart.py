@@ -152,7 +152,8 @@ def _panel(
     bars = base.mark_rule(strokeWidth=1.6).encode(
         x=x, y=alt.Y("kld_low:Q", title=_KLD_TITLE), y2="kld_high:Q", color=colour
     )
-    layers = [_floor_line(result), bars]
+    # Large files are good ones: at the right of the size panel the name is in no one's way.
+    layers = [_floor_line(result, named=column == "mb"), bars]
     if low and high:
         layers.append(
             base.mark_rule(strokeWidth=1.6).encode(
@@ -180,7 +181,7 @@ def _front_line(rows: list[dict[str, Any]], x: alt.X, y: alt.Y) -> alt.Chart:
     )
 
 
-def _floor_line(result: BuildResult) -> alt.LayerChart:
+def _floor_line(result: BuildResult, *, named: bool) -> alt.LayerChart:
     limit = selection_rules(result).max_kld
     shown = max(c.card.fidelity.mean_kld.high for c in result.candidates) * 3
     rows = [{"kld": limit, "name": "quality floor"}] if limit <= shown else []
@@ -189,7 +190,7 @@ def _floor_line(result: BuildResult) -> alt.LayerChart:
     name = base.mark_text(align="right", dy=-7, fontSize=11).encode(
         x=alt.value(_WIDTH - 2), text="name:N"
     )
-    line: alt.LayerChart = alt.layer(rule, name)
+    line: alt.LayerChart = alt.layer(rule, name) if named else alt.layer(rule)
     return line
 
 

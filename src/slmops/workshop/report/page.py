@@ -178,7 +178,7 @@ def _fidelity_row(result: BuildResult, candidate: Candidate) -> str:
         f'<td class="n">{card.bits_per_weight:.2f}</td>'
         f"{_cell(fidelity.mean_kld, 4)}{_cell(fidelity.p99_kld, 3)}"
         f"{_cell(fidelity.same_top1, 3)}{_cell(fidelity.perplexity, 2)}"
-        f"<td><small>{escape(types)}</small></td></tr>"
+        f'<td class="types"><small>{escape(types)}</small></td></tr>'
     )
 
 
