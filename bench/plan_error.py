@@ -7,7 +7,7 @@ SmolLM2-135M-Instruct, or another model, in six quantizations, one thread, in th
 An error of +5 % means: predicted 5 % more than measured.
 
 Bytes must be exact. Memory is predicted for a full context, so the peak is read after a
-prompt that fills it; beside it stands the peak after the 64-token prompt of a build.
+prompt that fills it; beside it stands the peak after a 64-token prompt.
 
 Decode speed is predicted from the 8-bit control's, as after a build: Q8_0 is right by
 definition. All workers are up together and asked in turn, at the first context. Measured
@@ -53,7 +53,7 @@ from slmops.workshop.quantize import QuantizedFile, predict_quantized
 CONTROL = "Q8_0"
 KINDS = (CONTROL, "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q2_K")
 _PROMPT_TOKENS, _SHORT_TOKENS, _LONG_TOKENS = 16, 4, 44
-_BUILD_PLAN = SpeedPlan(prompt_tokens=64, answer_tokens=32)
+_SHORT_PLAN = SpeedPlan(prompt_tokens=64, answer_tokens=32)
 _SPARE_TOKENS = 48
 
 
@@ -83,8 +83,8 @@ class Measured:
 
     decode: list[Decode]
     """Round by round."""
-    build_peak_mib: float
-    """Peak memory after the prompt of a build."""
+    short_peak_mib: float
+    """Peak memory after a 64-token prompt."""
     full_peak_mib: float
     """Peak memory after a prompt that fills the context."""
 
@@ -105,8 +105,8 @@ class MemoryRow:
     """Measured, context filled."""
     error: float
     """Predicted / measured - 1."""
-    build_peak_mib: float
-    """Measured as a build does."""
+    short_peak_mib: float
+    """Measured after a 64-token prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,8 +143,8 @@ def measure_context(
             for kind, worker in workers.items()
         }
         for client in clients.values():
-            run_once(client, _BUILD_PLAN)
-        after_build = {kind: w.memory().peak_rss_mib for kind, w in workers.items()}
+            run_once(client, _SHORT_PLAN)
+        after_short = {kind: w.memory().peak_rss_mib for kind, w in workers.items()}
         decodes = [
             {kind: _decode(workers[kind], clients[kind]) for kind in workers}
             for _ in range(rounds)
@@ -154,7 +154,7 @@ def measure_context(
         return {
             kind: Measured(
                 decode=[row[kind] for row in decodes],
-                build_peak_mib=after_build[kind],
+                short_peak_mib=after_short[kind],
                 full_peak_mib=worker.memory().peak_rss_mib,
             )
             for kind, worker in workers.items()
@@ -196,7 +196,7 @@ def memory_rows(
                 predicted_mib=predicted,
                 full_peak_mib=found.full_peak_mib,
                 error=predicted / found.full_peak_mib - 1,
-                build_peak_mib=found.build_peak_mib,
+                short_peak_mib=found.short_peak_mib,
             )
         )
     return rows
@@ -238,7 +238,7 @@ def _show_memory(rows: list[MemoryRow]) -> None:
             Column(title="plan", width=6),
             Column(title="full", width=6),
             Column(title="error", width=6),
-            Column(title="as build", width=8),
+            Column(title="64 tokens", width=9),
         ),
         [
             (
@@ -248,7 +248,7 @@ def _show_memory(rows: list[MemoryRow]) -> None:
                 f"{row.predicted_mib:.0f}",
                 f"{row.full_peak_mib:.0f}",
                 f"{row.error:+.1%}",
-                f"{row.build_peak_mib:.0f}",
+                f"{row.short_peak_mib:.0f}",
             )
             for row in rows
         ],
