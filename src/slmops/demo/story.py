@@ -6,9 +6,11 @@ lists whatever did not happen.
 """
 
 import importlib.resources
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
@@ -25,7 +27,7 @@ from slmops.demo.summary import (
     missing,
     variant_summaries,
 )
-from slmops.domain.errors import UnavailableError
+from slmops.domain.errors import ConflictError, InvalidInputError, UnavailableError
 from slmops.domain.release import Release
 from slmops.registry.blobs import write_atomically
 from slmops.registry.catalog import Catalog
@@ -38,6 +40,9 @@ BAD_TYPE = "Q2_K_PURE"
 FORCE_REASON = "demo: rushed to save disk, nobody looked at the card"
 PIDS = "pids"
 """File in the output folder: the processes that ``--keep`` left running."""
+MARK = ".slmops-demo"
+"""File that says a folder was made by the demo, and may be replaced by it."""
+_NEEDED = ("altair", "libgguf", "openai", "sqlalchemy", "xllamacpp")
 _MODEL = "smollm2-135m-instruct"
 _ENDS = frozenset({"done", "halted", "aborted"})
 _ROLLOUT_S = 300.0
@@ -55,6 +60,42 @@ class Narrator:
     """Figures."""
     out: TextIO
     """Where both go, and what the commands print."""
+
+
+def prepare_output(folder: Path, *, replace_demo: bool) -> None:
+    """Make the demo's folder, and see that everything it will need is installed.
+
+    Args:
+        folder: must not exist, unless an earlier demo made it and may be replaced.
+        replace_demo: remove what an earlier demo left there.
+
+    Raises:
+        ConflictError: the folder exists, or the fleet in it still runs.
+        InvalidInputError: a library is missing.
+    """
+    missing_libraries = [name for name in _NEEDED if find_spec(name) is None]
+    if missing_libraries:
+        raise InvalidInputError(
+            f"the demo needs {', '.join(missing_libraries)}; in the project's folder:"
+            " pip install '.[demo]'"
+        )
+    if folder.exists():
+        if not (replace_demo and (folder / MARK).exists()):
+            raise ConflictError(f"{folder} exists; name another folder or remove it")
+        _refuse_running(folder)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()
+
+
+def _refuse_running(folder: Path) -> None:
+    pids = folder / PIDS
+    numbers = pids.read_text().split() if pids.exists() else []
+    if any(Path("/proc", number).exists() for number in numbers):
+        raise ConflictError(
+            f"the fleet in {folder} may still run; stop it first: kill $(cat {pids})"
+            f" && rm {pids}"
+        )
 
 
 @dataclass(slots=True)

@@ -79,6 +79,23 @@ def test_init_names_the_only_model(run: Run, tiny: Path, tmp_path: Path) -> None
     assert load_yaml(tmp_path / "blueprint.yaml", Blueprint).model == "tiny-llama"
 
 
+def test_init_imports_a_source_first_and_finds_it_again(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    code, out, _ = run("init", "--model", str(tiny), "--json")
+    assert code == 0
+    name = json.loads(out)["model"]
+    assert load_yaml(tmp_path / "blueprint.yaml", Blueprint).model == name
+    assert json.loads(run("model", "list", "--json")[1])["models"][0]["name"] == name
+    assert run("init", "second", "--model", name)[0] == 0
+
+
+def test_init_names_what_it_cannot_find(run: Run, tmp_path: Path) -> None:
+    assert run("init", "--model", "nothing")[0] == 3
+    assert run("init", "--model", "./nothing.gguf")[0] == 3
+    assert not (tmp_path / "blueprint.yaml").exists()
+
+
 def test_init_writes_the_schema_its_first_line_points_to(
     run: Run, tmp_path: Path
 ) -> None:
