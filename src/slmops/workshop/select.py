@@ -3,27 +3,29 @@
 1. *Feasible* is what meets the class's budget and the quality floor by its pessimistic
    bound. A figure that was not measured meets nothing.
 2. Of the feasible ones only the Pareto set over (KL divergence, bytes, decode speed) is
-   interesting; the class's objective picks from it.
+   interesting; the class's objective picks from it. Speeds that timing cannot tell
+   apart count as equal (`ranking`), and the next criterion decides.
 3. Classes are merged onto the fewest variants such that no class loses more than
    `MERGE_LOSS` of its objective: each variant more is one more file to ship, keep and
    watch.
-4. Every candidate that was not chosen gets its reason.
+4. Every candidate that was not chosen gets its reason (`reasons`).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from slmops.domain.device import DeviceClass, Objective
+from slmops.domain.device import DeviceClass
 from slmops.domain.errors import InvalidInputError, OverBudgetError
 from slmops.workshop.build_result import Candidate, ClassSelection, Rejection
 from slmops.workshop.feasibility import (
-    MIB,
     Excess,
     SelectionRules,
     excesses_of,
     floor_violations,
 )
+from slmops.workshop.ranking import Ranking
+from slmops.workshop.reasons import losing_reason, winning_reason
 
 MERGE_LOSS = 0.05
 """ε: share of its objective that a class may lose so that variants are fewer."""
@@ -42,23 +44,13 @@ class _Contest:
         return [c for name, c in self.candidates.items() if name not in self.infeasible]
 
     @property
-    def winner(self) -> Candidate:
-        return min(self.feasible, key=lambda c: objective_key(c, self.device_class))
-
-    def loss(self, candidate: Candidate) -> float:
-        """Share of the objective lost against the winner, >= 0."""
-        best, mine = (
-            _objective_value(c, self.device_class) for c in (self.winner, candidate)
-        )
-        worst = max(abs(best), abs(mine))
-        return abs(mine - best) / worst if worst > 0 else 0.0
+    def ranking(self) -> Ranking:
+        return Ranking(self.device_class, self.feasible)
 
     def acceptable(self) -> dict[str, float]:
         """Candidate → loss for what loses little enough, best first."""
-        ranked = sorted(
-            self.feasible, key=lambda c: objective_key(c, self.device_class)
-        )
-        losses = {c.quantization: self.loss(c) for c in ranked}
+        ranking = self.ranking
+        losses = {c.quantization: ranking.loss(c) for c in ranking.best_first()}
         return {name: loss for name, loss in losses.items() if loss <= MERGE_LOSS}
 
 
@@ -105,23 +97,8 @@ def pareto_front(
     candidates: Sequence[Candidate], device_class: DeviceClass
 ) -> tuple[Candidate, ...]:
     """Return what no other candidate beats in divergence, bytes and decode speed."""
-    return tuple(
-        candidate
-        for candidate in candidates
-        if _dominator(candidate, candidates, device_class) is None
-    )
-
-
-def objective_key(candidate: Candidate, device_class: DeviceClass) -> tuple[float, ...]:
-    """Return a sort key: the class's objective first, then the others; less is better."""
-    kld, size, slowness = _costs(candidate, device_class)
-    match device_class.objective:
-        case Objective.QUALITY:
-            return (kld, size, slowness)
-        case Objective.SPEED:
-            return (slowness, kld, size)
-        case Objective.SIZE:
-            return (size, kld, slowness)
+    ranking = Ranking(device_class, candidates)
+    return tuple(c for c in candidates if ranking.dominator(c) is None)
 
 
 def fewest_variants(options: Sequence[Mapping[str, float]]) -> list[str]:
@@ -166,103 +143,31 @@ def _total(
 
 def _selection(contest: _Contest, name: str, rules: SelectionRules) -> ClassSelection:
     chosen = contest.candidates[name]
-    others = [c for c in contest.feasible if c.quantization != name]
-    others.sort(key=lambda c: objective_key(c, contest.device_class))
-    runner_up = others[0].quantization if others else None
+    others = [c for c in contest.feasible if c is not chosen]
+    next_best = Ranking(contest.device_class, others).best_first()
     return ClassSelection(
         device_class=contest.device_class.name,
         quantization=name,
         digest=chosen.digest,
-        reason=_winning_reason(contest, chosen),
-        runner_up=runner_up,
+        reason=winning_reason(contest.ranking, chosen),
+        runner_up=next_best[0].quantization if next_best else None,
         rejected=tuple(
             Rejection(
                 quantization=other.quantization,
-                reason=_losing_reason(contest, other, chosen),
+                reason=_why_not(contest, other, chosen),
             )
             for other in contest.candidates.values()
-            if other.quantization != name
+            if other is not chosen
         ),
         violations=floor_violations(chosen.card, rules),
     )
 
 
-def _winning_reason(contest: _Contest, chosen: Candidate) -> str:
-    objective = contest.device_class.objective
-    figure = _objective_text(chosen, contest.device_class)
-    if chosen.on_reference_grid:
-        figure += "; flattered: it has the type the model was imported from"
-    count = len(contest.feasible)
-    winner = contest.winner
-    if chosen is winner:
-        if count == 1:
-            return f"the only candidate that fits ({figure})"
-        return f"best {objective.value} of {count} that fit ({figure})"
-    loss = contest.loss(chosen)
-    best = _objective_text(winner, contest.device_class)
-    return (
-        f"within {loss:.1%} of the best {objective.value} ({figure}; {winner.quantization}:"
-        f" {best}), and one variant fewer to ship"
-    )
-
-
-def _losing_reason(contest: _Contest, loser: Candidate, chosen: Candidate) -> str:
-    if loser.quantization in contest.infeasible:
-        excesses = contest.infeasible[loser.quantization]
+def _why_not(contest: _Contest, loser: Candidate, chosen: Candidate) -> str:
+    excesses = contest.infeasible.get(loser.quantization)
+    if excesses:
         return "; ".join(excess.text for excess in excesses)
-    dominator = _dominator(loser, contest.feasible, contest.device_class)
-    if dominator is not None:
-        return (
-            f"dominated by {dominator.quantization}: no worse in KL divergence, bytes"
-            " and decode speed, better in at least one"
-        )
-    if loser is contest.winner:
-        return (
-            f"best {contest.device_class.objective.value}, but {chosen.quantization} is"
-            f" within {contest.loss(chosen):.1%} and serves other classes too"
-        )
-    mine = _objective_text(loser, contest.device_class)
-    theirs = _objective_text(chosen, contest.device_class)
-    return (
-        f"worse {contest.device_class.objective.value}: {mine}, against {theirs}"
-        f" of {chosen.quantization}"
-    )
-
-
-def _dominator(
-    candidate: Candidate, others: Sequence[Candidate], device_class: DeviceClass
-) -> Candidate | None:
-    mine = _costs(candidate, device_class)
-    for other in others:
-        theirs = _costs(other, device_class)
-        pairs = zip(theirs, mine, strict=True)
-        if theirs != mine and all(their <= my for their, my in pairs):
-            return other
-    return None
-
-
-def _costs(
-    candidate: Candidate, device_class: DeviceClass
-) -> tuple[float, float, float]:
-    """Return (KL divergence, bytes, negative decode speed): less is better."""
-    speed = candidate.card.speed_for(device_class)
-    decode = speed.decode_tokens_per_s.value if speed else 0.0
-    return candidate.card.fidelity.mean_kld.value, float(candidate.card.bytes), -decode
-
-
-def _objective_value(candidate: Candidate, device_class: DeviceClass) -> float:
-    return objective_key(candidate, device_class)[0]
-
-
-def _objective_text(candidate: Candidate, device_class: DeviceClass) -> str:
-    value = abs(_objective_value(candidate, device_class))
-    match device_class.objective:
-        case Objective.QUALITY:
-            return f"KL divergence {value:.4f} nats"
-        case Objective.SPEED:
-            return f"{value:.1f} tokens/s"
-        case Objective.SIZE:
-            return f"{value / MIB:.1f} MiB"
+    return losing_reason(contest.ranking, loser, chosen)
 
 
 def _nearest_miss(contest: _Contest) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from slmops.domain.blueprint import QualityFloor
 from slmops.domain.device import Budget, DeviceClass, Objective
 from slmops.domain.errors import InvalidInputError, OverBudgetError
+from slmops.domain.release import Estimate
 from slmops.testing.sample_build import (
     SAMPLE_FIGURES,
     SampleFigures,
@@ -19,10 +20,10 @@ from slmops.testing.sample_build import (
 )
 from slmops.workshop.build_result import Candidate, ClassSelection
 from slmops.workshop.feasibility import SelectionRules, excesses_of
+from slmops.workshop.ranking import Ranking
 from slmops.workshop.select import (
     MERGE_LOSS,
     fewest_variants,
-    objective_key,
     pareto_front,
     select_variants,
 )
@@ -98,9 +99,7 @@ def test_what_is_chosen_fits_and_loses_little_and_all_others_have_a_reason(
         assert winner.eligible
         assert excesses_of(winner, each, RULES) == ()
         fitting = [c for c in candidates.values() if not excesses_of(c, each, RULES)]
-        best = min(objective_key(c, each)[0] for c in fitting)
-        mine = objective_key(winner, each)[0]
-        assert mine - best <= MERGE_LOSS * max(abs(mine), abs(best)) + 1e-12
+        assert Ranking(each, fitting).loss(winner) <= MERGE_LOSS
         assert {r.quantization for r in found.rejected} == set(candidates) - {
             found.quantization
         }
@@ -135,9 +134,12 @@ def test_nobody_beats_the_pareto_front_and_it_beats_everyone_else(
     front = pareto_front(candidates, ANY)
     assert front
 
-    def costs(candidate: Candidate) -> tuple[float, float, float]:
-        decode = candidate.card.speed[0].decode_tokens_per_s.value
-        return candidate.card.fidelity.mean_kld.value, candidate.card.bytes, -decode
+    def decode(candidate: Candidate) -> Estimate:
+        return candidate.card.speed[0].decode_tokens_per_s
+
+    def costs(candidate: Candidate) -> tuple[float, float, int]:
+        faster = sum(decode(c).low > decode(candidate).high for c in candidates)
+        return candidate.card.fidelity.mean_kld.value, candidate.card.bytes, faster
 
     def beats(one: Candidate, other: Candidate) -> bool:
         pairs = list(zip(costs(one), costs(other), strict=True))
