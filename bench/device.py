@@ -28,8 +28,8 @@ def publish_model(
         context_tokens=CONTEXT_TOKENS, chat_template=record.chat_template
     )
     with start_worker("llamacpp", artefact, settings) as worker:
-        golden = record_golden(worker.url, PROMPTS, 4)
-        scores = ask_golden(worker.url, golden).scores
+        golden = record_golden(worker.address, PROMPTS, 4)
+        scores = ask_golden(worker.address, golden).scores
     content = artefact.read_bytes()
     everybody = DeviceClass(
         name="any", context_tokens=CONTEXT_TOKENS, threads=1, runtime="llamacpp"

@@ -36,8 +36,9 @@ from model import import_source, quantized
 
 from slmops.demo.source_model import fetch_smollm2
 from slmops.domain.release import Estimate
+from slmops.runtimes.address import open_client
 from slmops.runtimes.base import WorkerSettings
-from slmops.runtimes.speed import SpeedPlan, open_client, run_once
+from slmops.runtimes.speed import SpeedPlan, run_once
 from slmops.runtimes.worker import Worker, start_worker
 from slmops.workshop.forecast import (
     forecast_decode,
@@ -139,7 +140,7 @@ def measure_context(
             for kind, candidate in candidates.items()
         }
         clients = {
-            kind: stack.enter_context(open_client(worker.url))
+            kind: stack.enter_context(open_client(worker.address))
             for kind, worker in workers.items()
         }
         for client in clients.values():

@@ -101,10 +101,10 @@ def make_artefact(built: Stage, source: Path) -> Artefact:
         quantize_gguf(reference_path(workspace, model), "Q4_0", sink)
     settings = WorkerSettings(context_tokens=CONTEXT, chat_template=model.chat_template)
     with start_worker("llamacpp", reference_path(workspace, model), settings) as worker:
-        golden = record_golden(worker.url, PROMPTS, 4)
+        golden = record_golden(worker.address, PROMPTS, 4)
     path = blobs.path(sink.digest)
     with start_worker("llamacpp", path, settings) as worker:
-        scores = ask_golden(worker.url, golden).scores
+        scores = ask_golden(worker.address, golden).scores
         peak = worker.memory().peak_rss_mib
     return Artefact(
         model=model,

@@ -18,8 +18,9 @@ from slmops.domain.errors import OverBudgetError, UntrustedError
 from slmops.domain.release import Estimate
 from slmops.registry.blobs import BlobStore, bytes_digest
 from slmops.registry.workspace import Workspace
+from slmops.runtimes.address import open_client
 from slmops.runtimes.base import WorkerSettings
-from slmops.runtimes.speed import SpeedPlan, open_client, run_once
+from slmops.runtimes.speed import SpeedPlan, run_once
 from slmops.runtimes.worker import start_worker
 from slmops.workshop.blueprints import load_blueprint
 from slmops.workshop.builds import load_build
@@ -51,7 +52,8 @@ import signal, sys
 from pathlib import Path
 from slmops.registry.workspace import Workspace
 from slmops.runtimes.base import WorkerSettings
-from slmops.runtimes.speed import SpeedPlan, open_client, run_once
+from slmops.runtimes.address import open_client
+from slmops.runtimes.speed import SpeedPlan, run_once
 from slmops.runtimes.worker import start_worker
 from slmops.workshop.blueprints import load_blueprint
 from slmops.workshop.pipeline import run_build
@@ -175,7 +177,7 @@ def test_the_cards_peak_is_that_of_a_really_full_context(
     chosen = built.result.candidate("Q4_K_M")
     path = place.blobs.path(chosen.digest)
     with start_worker("llamacpp", path, WorkerSettings(context_tokens=512)) as worker:
-        with open_client(worker.url) as client:
+        with open_client(worker.address) as client:
             run_once(client, SpeedPlan(prompt_tokens=500, answer_tokens=8))
         true = worker.memory().peak_rss_mib
     (speed,) = [s for s in chosen.card.speed if s.context_tokens == 512]

@@ -22,8 +22,8 @@ from slmops.domain.errors import (
     UnavailableError,
     UntrustedError,
 )
+from slmops.runtimes.address import Address, open_client
 from slmops.runtimes.base import WorkerSettings
-from slmops.runtimes.speed import open_client
 from slmops.runtimes.worker import Worker, start_worker
 
 _WATCH_S = 0.2
@@ -113,7 +113,7 @@ class Models:
             deployment.runtime, artefact, self._worker_settings(deployment)
         )
         upstream = Upstream(
-            url=worker.url,
+            address=worker.address,
             release=deployment.release,
             context_tokens=deployment.context_tokens,
         )
@@ -225,7 +225,7 @@ class Models:
             return
         child.upstream.suspected = False
         heard_at = child.upstream.heard_at
-        if _responds(child.upstream.url, timeout_s=self.times.probe_s):
+        if _responds(child.upstream.address, timeout_s=self.times.probe_s):
             return
         if child.upstream.heard_at > heard_at:
             return
@@ -283,11 +283,11 @@ class Models:
         )
 
 
-def _responds(url: str, *, timeout_s: float) -> bool:
+def _responds(address: Address, *, timeout_s: float) -> bool:
     """Tell whether a runtime gives one token, or any other answer to that question."""
     body = {"prompt": "a", "max_tokens": 1, "temperature": 0, "cache_prompt": False}
     try:
-        with open_client(url) as client:
+        with open_client(address) as client:
             client.post("/v1/completions", json=body, timeout=timeout_s)
     except httpx.HTTPError:
         return False

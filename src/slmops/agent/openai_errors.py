@@ -13,6 +13,8 @@ from slmops.wire import codec
 
 _NOT_UNDERSTOOD = ("Failed to parse messages", "Failed to parse tools")
 """How llama-server begins a 500 that is the request's fault, not the model's."""
+_KEY_REFUSED = (401, 403)
+"""Between the agent and the runtime alone: no client has that key."""
 RETRY_AFTER_S = 1
 """What a client is told to wait while a model is loaded or restarted."""
 
@@ -89,6 +91,8 @@ def refusal_of_runtime(status: int, tree: object) -> RequestRefused | None:
         status: what the runtime answered.
         tree: its body, parsed; anything.
     """
+    if status in _KEY_REFUSED:
+        return None
     error = tree.get("error") if isinstance(tree, dict) else None
     said = error if isinstance(error, dict) else {}
     message = str(said.get("message") or f"the runtime refused it with {status}")

@@ -120,9 +120,12 @@ class Relay:
     def _open(self) -> "_Response":
         request = self._client.build_request(
             "POST",
-            self._upstream.url + self._asked.path,
+            self._upstream.address.url + self._asked.path,
             content=codec.encode_json(self._asked.body),
-            headers={"Content-Type": "application/json"},
+            headers={
+                "Content-Type": "application/json",
+                **self._upstream.address.headers,
+            },
         )
         return _Response(self._client, request, self._suspect)
 

@@ -11,8 +11,9 @@ from slmops.domain.errors import SlmopsError
 from slmops.domain.golden import PromptScore, TrialMeasurement, judge_trial
 from slmops.domain.release import GoldenSet
 from slmops.domain.sync import TrialResult
+from slmops.runtimes.address import Address, open_client
 from slmops.runtimes.golden import ask_golden
-from slmops.runtimes.speed import SpeedPlan, open_client, run_once
+from slmops.runtimes.speed import SpeedPlan, run_once
 
 _MAX_FAILED_SHARE = 0.05
 _MIN_FAILURES = 3
@@ -29,7 +30,7 @@ def baseline(child: Child | None, golden: GoldenSet) -> tuple[PromptScore, ...] 
     if child is None:
         return None
     try:
-        return ask_golden(child.upstream.url, golden).scores
+        return ask_golden(child.upstream.address, golden).scores
     except SlmopsError:
         return None
 
@@ -43,11 +44,11 @@ def golden_trial(
         UnavailableError: its process died or does not answer.
         InvalidInputError: what it answers is no answer.
     """
-    url = child.upstream.url
-    run = ask_golden(url, plan.golden)
+    address = child.upstream.address
+    run = ask_golden(address, plan.golden)
     speed = run.decode_tokens_per_s
     if speed is None and plan.budget.decode_tokens_per_s is not None:
-        speed = _decode_speed(url)
+        speed = _decode_speed(address)
     peak, unread = child.peak_memory()
     return judge_trial(
         plan.rules,
@@ -63,10 +64,10 @@ def golden_trial(
     )
 
 
-def _decode_speed(url: str) -> float | None:
+def _decode_speed(address: Address) -> float | None:
     """Measure with an answer of its own: golden answers of one token show no speed."""
     try:
-        with open_client(url) as client:
+        with open_client(address) as client:
             return run_once(client, _SPEED_PLAN).decode_tokens_per_s
     except SlmopsError:
         return None

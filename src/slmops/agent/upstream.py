@@ -12,14 +12,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from slmops.domain.errors import UnavailableError
+from slmops.runtimes.address import Address
 
 
 @dataclass(eq=False, slots=True)
 class Upstream:
     """One loaded model, as the endpoint sees it."""
 
-    url: str
-    """Base address on loopback."""
+    address: Address
+    """On loopback, with its key."""
     release: str
     """Release label: the model's name."""
     context_tokens: int

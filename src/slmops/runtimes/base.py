@@ -10,7 +10,7 @@ Third parties add a runtime with the entry-point group ``slmops.runtimes``.
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -38,6 +38,9 @@ class WorkerSettings:
     """Jinja template pinned by the signed release; None for the artefact's own."""
     start_timeout_s: float = 60.0
     """Longest time from process start to ready."""
+    api_key: str | None = field(default=None, repr=False)
+    """Requests for completions without this bearer token get 401; `start_worker` makes
+    it. None asks for nothing."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "context_tokens", "parallel", "start_timeout_s"):
@@ -92,7 +95,8 @@ class Runtime(Protocol):
     def serve(self, artefact: Path, settings: WorkerSettings) -> None:
         """Serve until SIGTERM; runs as the worker child's main work.
 
-        Calls `slmops.runtimes.worker.announce_ready` once requests are answered.
+        Calls `slmops.runtimes.worker.announce_ready` once requests are answered. A
+        completion without `settings.api_key` must get 401 and never reach the model.
         """
         ...
 

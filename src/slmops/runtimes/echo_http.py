@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import hmac
 import json
 import select
 import socket
@@ -101,6 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health":
             self._send_json(200, {"status": "ok"})
+        elif not self._knows_key():
+            self._refuse_key()
         elif self.path == "/v1/models":
             entry = {
                 "id": self.server.model_name,
@@ -112,6 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(404, "not_found_error", "File Not Found")
 
     def do_POST(self) -> None:
+        if not self._knows_key():
+            self._refuse_key()
+            return
         try:
             body = self._body()
             if self.path not in (_CHAT, _PLAIN):
@@ -132,6 +138,17 @@ class _Handler(BaseHTTPRequestHandler):
             abort()
         with self.server.slots, contextlib.suppress(_GoneError, ConnectionError):
             self._answer(question, body)
+
+    def _knows_key(self) -> bool:
+        key = self.server.settings.api_key
+        if key is None:
+            return True
+        shown = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(shown.encode(), key.encode())
+
+    def _refuse_key(self) -> None:
+        self.close_connection = True  # its body was not read
+        self._send_error(401, "authentication_error", "Invalid API Key")
 
     def _body(self) -> dict[str, Any]:
         size = self.headers.get("Content-Length", "")

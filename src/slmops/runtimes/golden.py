@@ -16,6 +16,7 @@ import httpx
 from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.domain.golden import PromptScore
 from slmops.domain.release import ExpectedToken, GoldenPrompt, GoldenSet
+from slmops.runtimes.address import Address, open_client
 
 LISTED = 20
 """Alternatives asked for when a token has to be looked up."""
@@ -36,7 +37,7 @@ class GoldenRun:
 
 
 def record_golden(
-    url: str,
+    address: Address,
     prompts: Sequence[str],
     answer_tokens: int,
     *,
@@ -48,7 +49,7 @@ def record_golden(
     part of a character.
 
     Args:
-        url: of the worker that serves the reference.
+        address: of the worker that serves the reference.
         prompts: one or more user turns.
         answer_tokens: longest answer, at least 1.
         timeout_s: longest wait for one answer.
@@ -63,7 +64,7 @@ def record_golden(
             f" got {len(prompts)} and {answer_tokens}"
         )
     recorded = []
-    with _Client(url, timeout_s) as client:
+    with _Client(address, timeout_s) as client:
         for index, prompt in enumerate(prompts):
             asked = client.ask(index, [_turn("user", prompt)], max_tokens=answer_tokens)
             answer = tuple(_whole_tokens(asked))
@@ -77,7 +78,7 @@ def record_golden(
 
 
 def ask_golden(
-    url: str, golden_set: GoldenSet, *, timeout_s: float = TIMEOUT_S
+    address: Address, golden_set: GoldenSet, *, timeout_s: float = TIMEOUT_S
 ) -> GoldenRun:
     """Return how likely a model finds every token of the reference's answers.
 
@@ -89,7 +90,7 @@ def ask_golden(
         UnavailableError: the worker did not answer, or not in OpenAI's form.
     """
     scores, steps, milliseconds = [], 0, 0.0
-    with _Client(url, timeout_s) as client:
+    with _Client(address, timeout_s) as client:
         for index, golden in enumerate(golden_set.prompts):
             asked = client.ask(
                 index, [_turn("user", golden.prompt)], **_forced(golden.answer)
@@ -200,13 +201,8 @@ class _Asked:
 class _Client:
     """Asks one worker; messages name prompts by index, never by text."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        self._http = httpx.Client(
-            base_url=url,
-            timeout=timeout_s,
-            trust_env=False,
-            limits=httpx.Limits(max_keepalive_connections=0),
-        )
+    def __init__(self, address: Address, timeout_s: float) -> None:
+        self._http = open_client(address, timeout_s=timeout_s)
 
     def __enter__(self) -> "_Client":
         return self

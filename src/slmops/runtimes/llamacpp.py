@@ -120,15 +120,19 @@ def _parameters(
     parameters.flash_attn_type = (
         xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     )
-    _keep_private(parameters)
+    _keep_private(parameters, settings)
     _keep_small(parameters)
     return parameters
 
 
-def _keep_private(parameters: "xllamacpp.CommonParams") -> None:
-    """Show prompts to nobody: no log, no slot listing, no page of another origin."""
+def _keep_private(
+    parameters: "xllamacpp.CommonParams", settings: WorkerSettings
+) -> None:
+    """Show prompts to nobody: a key, no log, no slot listing, no other origin's page."""
     parameters.verbosity = _ERRORS_ONLY
     parameters.ui = False
+    if settings.api_key is not None:
+        parameters.api_keys = [settings.api_key]
     parameters.endpoint_slots = False
     parameters.endpoint_props = False
     parameters.cors_origins = ""

@@ -19,11 +19,10 @@ import httpx
 
 from slmops.domain.errors import InvalidInputError, SlmopsError, UnavailableError
 from slmops.domain.release import Estimate, Speed
+from slmops.runtimes.address import open_client
 from slmops.runtimes.base import WorkerSettings, load_runtime
 from slmops.runtimes.worker import Worker
 
-TIMEOUT_S = 120.0
-"""Longest wait for one run."""
 _WORDS = ("the", "old", "river", "was", "wide", "and", "slow", "like", "a", "lake")
 _MIN_RUNS = 1
 _P95 = 0.95
@@ -86,7 +85,7 @@ def measure_speed(
             f"speed: {plan.prompt_tokens} + {plan.answer_tokens} tokens must fit the"
             f" context of {settings.context_tokens}"
         )
-    with open_client(worker.url) as client:
+    with open_client(worker.address) as client:
         run_once(client, plan)
         worker.reset_peak()
         runs = [run_once(client, plan) for _ in range(plan.runs)]
@@ -104,19 +103,6 @@ def measure_speed(
         rss_anon_mib=memory.anon_mib,
         rss_file_mib=memory.file_mib,
         machine=machine_fingerprint(worker.runtime_name),
-    )
-
-
-def open_client(url: str) -> httpx.Client:
-    """Return a client that never uses a connection twice.
-
-    llama-server closes a connection after a streamed answer without saying so.
-    """
-    return httpx.Client(
-        base_url=url,
-        timeout=TIMEOUT_S,
-        trust_env=False,
-        limits=httpx.Limits(max_keepalive_connections=0),
     )
 
 

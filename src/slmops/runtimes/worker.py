@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +27,7 @@ from slmops.domain.errors import (
     SlmopsError,
     UnavailableError,
 )
+from slmops.runtimes.address import Address, new_api_key
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.child import announce_ready
 
@@ -89,6 +90,7 @@ class Worker:
         self._log = _Log(process.stdout)
         self._stopping = threading.Lock()
         self.port = 0
+        self.api_key: str | None = None
         self.load_ms = 0.0
         """Process start to ready."""
 
@@ -96,6 +98,11 @@ class Worker:
     def url(self) -> str:
         """Base address: ``http://127.0.0.1:43210``."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def address(self) -> Address:
+        """Base address with the key that its requests must carry."""
+        return Address(self.url, self.api_key)
 
     @property
     def pid(self) -> int:
@@ -199,7 +206,7 @@ def start_worker(runtime_name: str, artefact: Path, settings: WorkerSettings) ->
     Args:
         runtime_name: as blueprints name it.
         artefact: a file the runtime can load; untrusted.
-        settings: how to load and serve it.
+        settings: how to load and serve it; the key is made anew.
 
     Returns:
         The running worker; stop it, or use it as a context manager.
@@ -215,6 +222,7 @@ def start_worker(runtime_name: str, artefact: Path, settings: WorkerSettings) ->
     if not artefact.is_file():
         raise NotFoundError(f"artefact {artefact} does not exist or is not a file")
     begin = time.monotonic()
+    settings = replace(settings, api_key=new_api_key())
     ready, child_end = os.pipe()
     try:
         process = _spawn(runtime_name, artefact.absolute(), settings, child_end)
@@ -224,6 +232,7 @@ def start_worker(runtime_name: str, artefact: Path, settings: WorkerSettings) ->
     finally:
         os.close(child_end)
     worker = Worker(process, runtime_name, artefact)
+    worker.api_key = settings.api_key
     try:
         with open(ready, "rb", buffering=0) as announced:  # noqa: PTH123 - descriptor
             said = _read_line(announced, begin + settings.start_timeout_s)

@@ -12,6 +12,7 @@ from slmops.agent.endpoint import Endpoint, EndpointLimits
 from slmops.agent.telemetry import Telemetry
 from slmops.agent.upstream import Gateway, Upstream
 from slmops.domain.sync import Report
+from slmops.runtimes.address import Address
 
 _START_S = 10.0
 
@@ -28,9 +29,10 @@ class LocalEndpoint:
     """Base address."""
     _sequence: list[int] = field(default_factory=lambda: [0])
 
-    def serve(self, url: str, *, release: str = "sample-1") -> Upstream:
-        """Point the endpoint at a runtime's base address."""
-        upstream = Upstream(url=url, release=release, context_tokens=256)
+    def serve(self, at: str | Address, *, release: str = "sample-1") -> Upstream:
+        """Point the endpoint at a runtime."""
+        address = Address(at) if isinstance(at, str) else at
+        upstream = Upstream(address=address, release=release, context_tokens=256)
         self.gateway.point_to(upstream)
         return upstream
 

@@ -25,6 +25,7 @@ from slmops.domain.device import DeviceClass
 from slmops.domain.release import GoldenSet, Release
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
+from slmops.runtimes.address import Address
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.golden import ask_golden, record_golden
 from slmops.runtimes.worker import start_worker
@@ -257,21 +258,21 @@ class Stage:
     def _record(self, artefact: bytes) -> GoldenSet:
         """Record once: all releases of a stage are asked the same."""
         if self._golden is None:
-            with self._worker(artefact) as url:
-                self._golden = record_golden(url, PROMPTS, 4)
+            with self._worker(artefact) as address:
+                self._golden = record_golden(address, PROMPTS, 4)
         return self._golden
 
     def _scores(self, artefact: bytes, golden: GoldenSet) -> tuple[float, ...]:
-        with self._worker(artefact) as url:
-            run = ask_golden(url, golden)
+        with self._worker(artefact) as address:
+            run = ask_golden(address, golden)
         return tuple(score.logprobs[0] for score in run.scores)
 
     @contextlib.contextmanager
-    def _worker(self, artefact: bytes) -> Iterator[str]:
+    def _worker(self, artefact: bytes) -> Iterator[Address]:
         blobs = BlobStore(self.folder / "scratch")
         path = blobs.path(blobs.put_bytes(artefact))
         with start_worker("echo", path, WorkerSettings(context_tokens=256)) as worker:
-            yield worker.url
+            yield worker.address
 
 
 @contextlib.contextmanager

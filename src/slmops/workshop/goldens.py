@@ -76,7 +76,7 @@ class Goldens:
                 self.build.board.task("record golden answers"),
                 self.build.workers.start(path, self.settings) as worker,
             ):
-                golden = record_golden(worker.url, prompts, answer_tokens)
+                golden = record_golden(worker.address, prompts, answer_tokens)
             return {GOLDEN: blobs.put_bytes(encode_json(golden))}
 
         record = self.build.runner.run("record golden answers", step, compute)
@@ -93,7 +93,7 @@ class Goldens:
                 self.build.board.task(f"golden prompts to {name}"),
                 self.build.workers.start(path, self.settings) as worker,
             ):
-                run = ask_golden(worker.url, load_golden(blobs, golden))
+                run = ask_golden(worker.address, load_golden(blobs, golden))
             found = GoldenLogprobs(
                 first_token=tuple(
                     max(score.logprobs[0], _FLOOR) for score in run.scores

@@ -16,7 +16,8 @@ import httpx
 
 from slmops.domain.ids import Digest
 from slmops.domain.release import Speed
-from slmops.runtimes.speed import open_client, run_once
+from slmops.runtimes.address import open_client
+from slmops.runtimes.speed import run_once
 from slmops.wire.codec import decode_json, encode_json
 from slmops.workshop.artefacts import Artefact
 from slmops.workshop.speed_setting import WARM_UP_TOKENS, SpeedSetting
@@ -64,7 +65,7 @@ def measure_memory(setting: SpeedSetting, artefact: Artefact) -> MemoryFigures:
         with (
             build.board.task(f"measure {name}"),
             build.workers.start(path, setting.worker) as worker,
-            open_client(worker.url) as client,
+            open_client(worker.address) as client,
         ):
             run_once(client, setting.plan(WARM_UP_TOKENS))
             # What loading alone took is given back, what answering took is kept.
@@ -93,7 +94,7 @@ def measure_growth(setting: SpeedSetting, artefact: Artefact) -> ContextGrowth:
         with (
             build.board.task(f"measure {name}"),
             build.workers.start(path, setting.worker) as worker,
-            open_client(worker.url) as client,
+            open_client(worker.address) as client,
         ):
             client.timeout = httpx.Timeout(_FILL_TIMEOUT_S)
             standard = setting.plan(WARM_UP_TOKENS)

@@ -21,10 +21,10 @@ from slmops.domain.blueprint import CONTROL_QUANTIZATION
 from slmops.domain.errors import UnavailableError
 from slmops.domain.ids import Digest
 from slmops.domain.release import Speed
+from slmops.runtimes.address import open_client
 from slmops.runtimes.speed import (
     SpeedRun,
     machine_fingerprint,
-    open_client,
     quantile,
     run_once,
 )
@@ -225,7 +225,9 @@ def _rounds(
     report: Callable[[float, float], None],
 ) -> tuple[Speed, ...]:
     with ExitStack() as stack:
-        clients = [stack.enter_context(open_client(worker.url)) for worker in workers]
+        clients = [
+            stack.enter_context(open_client(worker.address)) for worker in workers
+        ]
         for worker, client in zip(workers, clients, strict=True):
             run_once(client, setting.plan(WARM_UP_TOKENS))
             worker.reset_peak()

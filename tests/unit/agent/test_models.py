@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 
 from slmops.agent.clock import Backoff
@@ -25,6 +24,7 @@ from slmops.domain.errors import (
     UnavailableError,
     UntrustedError,
 )
+from slmops.runtimes.address import open_client
 from slmops.testing.clock import SimulatedClock
 from slmops.testing.stage import echo_artefact, wait_until
 
@@ -86,8 +86,8 @@ def pointed_at(models: Models) -> Upstream | None:
 
 def ask(child: Child, text: str = "Hi") -> int:
     body = {"messages": [{"role": "user", "content": text}]}
-    url = f"{child.upstream.url}/v1/chat/completions"
-    return httpx.post(url, json=body, timeout=10).status_code
+    with open_client(child.upstream.address, timeout_s=10) as client:
+        return client.post("/v1/chat/completions", json=body).status_code
 
 
 def kill(child: Child) -> None:

@@ -65,7 +65,9 @@ def running(folder: Path, **behaviour: object) -> Iterator[Child]:
     )
     settings = WorkerSettings(context_tokens=64)
     with start_worker("echo", slots.blobs.path(variant), settings) as worker:
-        upstream = Upstream(url=worker.url, release="sample-1", context_tokens=64)
+        upstream = Upstream(
+            address=worker.address, release="sample-1", context_tokens=64
+        )
         yield Child(deployment, worker, upstream)
 
 

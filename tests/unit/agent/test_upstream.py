@@ -12,6 +12,7 @@ import pytest
 
 from slmops.agent.upstream import Gateway, Upstream
 from slmops.domain.errors import UnavailableError
+from slmops.runtimes.address import Address
 from slmops.testing.endpoint_in_process import LocalEndpoint, local_endpoint
 from slmops.testing.raw_server import RawServer, Received, Reply, answer
 from slmops.testing.stage import wait_until
@@ -174,8 +175,12 @@ def test_draining_gives_up_after_its_time(endpoint: LocalEndpoint) -> None:
 
 def test_closing_for_a_dead_model_spares_its_successor() -> None:
     gateway = Gateway(hold_s=1, max_waiting=1)
-    old = Upstream(url="http://127.0.0.1:1", release="sample-1", context_tokens=1)
-    new = Upstream(url="http://127.0.0.1:2", release="sample-2", context_tokens=1)
+    old = Upstream(
+        address=Address("http://127.0.0.1:1"), release="sample-1", context_tokens=1
+    )
+    new = Upstream(
+        address=Address("http://127.0.0.1:2"), release="sample-2", context_tokens=1
+    )
     gateway.point_to(old)
     assert gateway.point_to(new) is old
     gateway.close("the old one died", upstream=old)
@@ -188,7 +193,9 @@ def test_closing_for_a_dead_model_spares_its_successor() -> None:
 
 def test_a_lease_ends_also_when_its_request_fails() -> None:
     gateway = Gateway(hold_s=1, max_waiting=1)
-    upstream = Upstream(url="http://127.0.0.1:1", release="r-1", context_tokens=1)
+    upstream = Upstream(
+        address=Address("http://127.0.0.1:1"), release="r-1", context_tokens=1
+    )
     gateway.point_to(upstream)
 
     async def fail() -> None:

@@ -14,6 +14,7 @@ from slmops.domain.errors import (
     OverBudgetError,
     UnavailableError,
 )
+from slmops.runtimes.address import open_client
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.echo_answer import Question, answer_tokens, literal_of, token_bytes
 from slmops.runtimes.llamacpp_scorer import check_defaults
@@ -93,7 +94,6 @@ def test_a_structure_with_other_defaults_is_refused() -> None:
 def test_scorer_is_prefix_stable_sane_and_agrees_with_the_server(
     smollm2_gguf: Path,
 ) -> None:
-    import httpx
     import numpy as np
 
     from slmops.runtimes.base import load_runtime
@@ -121,7 +121,8 @@ def test_scorer_is_prefix_stable_sane_and_agrees_with_the_server(
     assert 5 < math.exp(-mean) < 60
     with start_worker("llamacpp", smollm2_gguf, settings) as worker:
         body = {"prompt": tokens, "n_predict": 1, "temperature": 0, "n_probs": 10}
-        answer = httpx.post(worker.url + "/completion", json=body, timeout=60).json()
+        with open_client(worker.address, timeout_s=60) as client:
+            answer = client.post("/completion", json=body).json()
     listed = answer["completion_probabilities"][0]["top_logprobs"]
     gaps = [item["logprob"] - float(logprobs[-1, item["id"]]) for item in listed]
     # The server normalizes in float32, off by the same for all; the logits agree.

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from slmops.domain.release import Speed
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
+from slmops.runtimes.address import open_client
 from slmops.runtimes.base import WorkerSettings
-from slmops.runtimes.speed import SpeedPlan, open_client, run_once
+from slmops.runtimes.speed import SpeedPlan, run_once
 from slmops.runtimes.worker import start_worker
 from slmops.testing.sample_build import SAMPLE_FIGURES, sample_candidate
 from slmops.testing.tiny_gguf import write_tiny_llama
@@ -84,7 +85,7 @@ def peak_of_a_full_context(build: BuildContext, tiny: Artefact, context: int) ->
     settings = WorkerSettings(context_tokens=context)
     path = build.blobs.path(tiny.digest)
     with start_worker("llamacpp", path, settings) as worker:
-        with open_client(worker.url) as client:
+        with open_client(worker.address) as client:
             few = run_once(client, SpeedPlan(prompt_tokens=32, answer_tokens=2))
             words = int(0.95 * context * 32 / few.prompt_tokens)
             run_once(client, SpeedPlan(prompt_tokens=words, answer_tokens=2))

@@ -14,8 +14,9 @@ from slmops.domain.errors import InvalidInputError, OverBudgetError
 from slmops.domain.release import ModelRecord
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
+from slmops.runtimes.address import open_client
 from slmops.runtimes.base import WorkerSettings
-from slmops.runtimes.speed import SpeedPlan, open_client, run_once
+from slmops.runtimes.speed import SpeedPlan, run_once
 from slmops.runtimes.worker import start_worker
 from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.workshop.forecast import (
@@ -217,7 +218,7 @@ def test_predicted_memory_is_within_5_percent_of_a_full_contexts_peak(
     )
     try:
         filling = SpeedPlan(prompt_tokens=context_tokens - 48, answer_tokens=16)
-        with open_client(worker.url) as client:
+        with open_client(worker.address) as client:
             run_once(client, filling)
         peak = worker.memory().peak_rss_mib
     finally:

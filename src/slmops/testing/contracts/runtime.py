@@ -21,13 +21,15 @@ import httpx
 import pytest
 
 from slmops.domain.errors import InvalidInputError, UnavailableError
+from slmops.runtimes.address import Address, open_client
 from slmops.runtimes.base import WorkerSettings, load_runtime
 from slmops.runtimes.golden import ask_golden, record_golden
 from slmops.runtimes.speed import SpeedPlan, measure_speed
 from slmops.runtimes.worker import Worker, start_worker
+from slmops.testing.contracts.malformed import malformed_artefacts
 
 CHAT = "/v1/chat/completions"
-_OK, _CLIENT_ERROR = 200, 400
+_OK, _CLIENT_ERROR, _UNAUTHORIZED = 200, 400, 401
 _GONE_S = 5.0
 
 
@@ -52,7 +54,8 @@ def ask(worker: Worker, path: str = CHAT, **body: object) -> httpx.Response:
     if path == CHAT and "messages" not in body:
         body["messages"] = [{"role": "user", "content": str(body.pop("prompt"))}]
     body = {"temperature": 0, **body}
-    return httpx.post(worker.url + path, json=body, timeout=60, trust_env=False)
+    with open_client(worker.address, timeout_s=60) as client:
+        return client.post(path, json=body)
 
 
 def answer_text(response: httpx.Response) -> str:
@@ -73,9 +76,10 @@ def stream(worker: Worker, **body: object) -> list[dict[str, Any]]:
         **body,
     }
     ended = False
-    with httpx.stream(
-        "POST", worker.url + CHAT, json=body, timeout=60, trust_env=False
-    ) as response:
+    with (
+        open_client(worker.address, timeout_s=60) as client,
+        client.stream("POST", CHAT, json=body) as response,
+    ):
         assert response.status_code == _OK
         for line in response.iter_lines():
             if line == "data: [DONE]":
@@ -99,37 +103,6 @@ def is_running(pid: int) -> bool:
     except OSError:
         return False
     return text.rpartition(")")[2].split()[0] != "Z"
-
-
-def malformed_artefacts(good: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Make files that are no artefact, from one that is."""
-    with good.open("rb") as file:
-        head = file.read(4096)
-    size = good.stat().st_size
-    noise = bytes((n * 197 + n // 251) % 256 for n in range(4096))
-    huge = b"\xff" * 8
-    kinds = {
-        "empty": b"",
-        "one-byte": b"G",
-        "magic-only": b"GGUF",
-        "noise": noise,
-        "text": b"this is not a model\n" * 20,
-        "zeros": bytes(4096),
-        "json-of-another-kind": b'{"model": "none"}',
-        "array": b"[1, 2, 3]",
-        "nested": b"[" * 100_000,
-        "magic-and-noise": b"GGUF" + noise,
-        "old-version": b"GGUF" + (1).to_bytes(4, "little") + head[8:],
-        "too-many-tensors": b"GGUF" + (3).to_bytes(4, "little") + huge + head[16:],
-        "too-many-keys": b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + huge + head,
-        "no-tensors": b"GGUF" + (3).to_bytes(4, "little") + bytes(16),
-        "first-half-of-the-head": head[: min(2048, size // 2)],
-        "flipped-head": bytes(byte ^ 0x5A for byte in head),
-    }
-    for name, raw in kinds.items():
-        path = folder / f"{name}.bin"
-        path.write_bytes(raw)
-        yield name, path
 
 
 _PARENT = """
@@ -165,7 +138,32 @@ class RuntimeContract:
         assert worker.alive()
         assert worker.load_ms > 0
         assert httpx.get(worker.url + "/health").status_code == _OK
-        assert len(httpx.get(worker.url + "/v1/models").json()["data"]) == 1
+        with open_client(worker.address) as client:
+            assert len(client.get("/v1/models").json()["data"]) == 1
+
+    def test_only_its_parent_may_ask_it(self, worker: Worker) -> None:
+        body = {"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}]}
+        for key in (None, "wrong", f"{worker.api_key}x"):
+            for path in (CHAT, "/v1/completions", "/completion"):
+                with open_client(Address(worker.url, key), timeout_s=60) as client:
+                    response = client.post(path, json={**body, "max_tokens": 1})
+                assert response.status_code == _UNAUTHORIZED, (key, path)
+                assert "choices" not in response.text
+
+    def test_its_key_is_its_own_and_shown_to_no_other_process(
+        self, worker: Worker, subject: RuntimeSubject
+    ) -> None:
+        key = worker.api_key
+        assert key
+        assert len(key) >= 43  # 256 bits in base64
+        for name in ("cmdline", "environ"):
+            assert key.encode() not in Path(f"/proc/{worker.pid}/{name}").read_bytes()
+        assert key not in worker.log_tail()
+        assert key not in repr(worker.address)
+        with start_worker(
+            subject.runtime, subject.artefact, subject.settings
+        ) as another:
+            assert another.api_key != key
 
     def test_greedy_answers_repeat(self, worker: Worker) -> None:
         prompt = "Write one sentence about rain."
@@ -256,7 +254,8 @@ class RuntimeContract:
 
     def test_requests_that_are_no_json_are_client_errors(self, worker: Worker) -> None:
         for raw in (b"", b"{", b"[]", b"\xff\xfe", b'{"messages": 3}'):
-            response = httpx.post(worker.url + CHAT, content=raw, timeout=20)
+            with open_client(worker.address, timeout_s=20) as client:
+                response = client.post(CHAT, content=raw)
             assert _CLIENT_ERROR <= response.status_code < 500 or raw == b"[]"
         assert answer_text(ask(worker, prompt="Still there?", max_tokens=4))
 
@@ -288,7 +287,8 @@ class RuntimeContract:
         for _ in range(4):
             with (
                 contextlib.suppress(httpx.HTTPError),
-                httpx.stream("POST", worker.url + CHAT, json=body, timeout=60) as gone,
+                open_client(worker.address, timeout_s=60) as client,
+                client.stream("POST", CHAT, json=body) as gone,
             ):
                 next(gone.iter_lines())
         begin = time.monotonic()
@@ -296,8 +296,8 @@ class RuntimeContract:
         assert time.monotonic() - begin < 20
 
     def test_golden_answers_score_as_they_were_recorded(self, worker: Worker) -> None:
-        golden = record_golden(worker.url, ["What do bees make?", "Say hello."], 6)
-        run = ask_golden(worker.url, golden)
+        golden = record_golden(worker.address, ["What do bees make?", "Say hello."], 6)
+        run = ask_golden(worker.address, golden)
         for prompt, score in zip(golden.prompts, run.scores, strict=True):
             expected = [token.logprob for token in prompt.answer]
             assert score.logprobs == pytest.approx(expected, abs=0.02), (
@@ -307,11 +307,11 @@ class RuntimeContract:
         assert run.decode_tokens_per_s > 0
 
     def test_an_unlikely_golden_answer_scores_lower(self, worker: Worker) -> None:
-        golden = record_golden(worker.url, ["What do bees make?"], 4)
+        golden = record_golden(worker.address, ["What do bees make?"], 4)
         odd = tuple(replace(token, text=" zebra") for token in golden.prompts[0].answer)
         strange = replace(golden, prompts=(replace(golden.prompts[0], answer=odd[:1]),))
-        good = ask_golden(worker.url, golden).scores[0].logprobs[0]
-        assert ask_golden(worker.url, strange).scores[0].logprobs[0] < good - 1
+        good = ask_golden(worker.address, golden).scores[0].logprobs[0]
+        assert ask_golden(worker.address, strange).scores[0].logprobs[0] < good - 1
 
     def test_its_speed_and_memory_can_be_measured(
         self, worker: Worker, subject: RuntimeSubject
@@ -359,10 +359,10 @@ class RuntimeContract:
         with start_worker(
             subject.runtime, subject.artefact, subject.settings
         ) as worker:
-            golden = record_golden(worker.url, ["Say hello."], 2)
+            golden = record_golden(worker.address, ["Say hello."], 2)
             os.kill(worker.pid, signal.SIGKILL)
             with pytest.raises(UnavailableError):
-                ask_golden(worker.url, golden)
+                ask_golden(worker.address, golden)
             assert not worker.alive()
             assert worker.exit_reason() == "signal SIGKILL"
 
