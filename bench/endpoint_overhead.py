@@ -4,9 +4,9 @@
 
 One real agent serves SmolLM2-135M on one thread, installed by a real rollout; then the
 echo runtime, which sleeps 10 ms a token and leaves the processor to the agent. The same
-requests go in turn to the agent and, past it, to its child: the runtime's server on its
-own port, so the same process with the same settings. Cases and sides are interleaved,
-every round swaps who is first. Each request begins with words of its own, so that no
+requests go in turn to the agent and to a bare server: the same runtime with the same
+artefact and settings, started beside it (the agent's own child answers to nobody else).
+Cases and sides are interleaved, every round swaps who is first. Each request begins with words of its own, so that no
 prompt cache helps the second, and has a connection of its own.
 
 Times are the client's. Client, agent and model share the machine's cores. Ratios and
@@ -23,11 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from device import install, publish_model
+from device import CONTEXT_TOKENS, install, publish_model
 from measure import (
     Column,
-    children_of,
-    listening_port,
     main_thread_cpu_ms,
     median_interval,
     options,
@@ -38,6 +36,9 @@ from measure import (
 from model import import_smollm2, quantized
 
 from slmops.domain.release import Estimate
+from slmops.runtimes.address import Address
+from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.worker import Worker, start_worker
 from slmops.testing.stage import Stage, echo_artefact, stage
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
@@ -72,10 +73,10 @@ CASES: Mapping[str, Case] = {
 class Serving:
     """An agent that serves a model."""
 
-    bare_port: int
-    """Of its child."""
-    agent_port: int
-    """Of its endpoint."""
+    bare: Address
+    """Of a server of the same model without an agent."""
+    agent: Address
+    """Of the agent's endpoint."""
     agent_pid: int
     """Its process; the endpoint runs in its main thread."""
 
@@ -124,12 +125,14 @@ class Overhead:
     """CPU time of the endpoint per request."""
 
 
-def ask(port: int, case: Case, number: int) -> Timed:
+def ask(address: Address, case: Case, number: int) -> Timed:
     """Send one request and time its answer."""
     body = json.dumps(_body(case, number))
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    begun = time.perf_counter()
+    place = address.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(place, timeout=60)
     headers = {"Content-Type": "application/json", "Connection": "close"}
+    headers |= address.headers
+    begun = time.perf_counter()
     connection.request("POST", case.path, body, headers)
     answer = connection.getresponse()
     assert answer.status == 200, answer.read()
@@ -209,14 +212,14 @@ def compare(serving: Serving, rounds: int) -> dict[str, Overhead]:
 def _pair(serving: Serving, case: Case, number: int, *, agent_first: bool) -> Pair:
     def through_agent() -> tuple[Timed, float]:
         before = main_thread_cpu_ms(serving.agent_pid)
-        timed = ask(serving.agent_port, case, number + 1)
+        timed = ask(serving.agent, case, number + 1)
         return timed, main_thread_cpu_ms(serving.agent_pid) - before
 
     if agent_first:
         agent, spent = through_agent()
-        bare = ask(serving.bare_port, case, number)
+        bare = ask(serving.bare, case, number)
     else:
-        bare = ask(serving.bare_port, case, number)
+        bare = ask(serving.bare, case, number)
         agent, spent = through_agent()
     return Pair(bare=bare, agent=agent, agent_cpu_ms=spent)
 
@@ -244,31 +247,41 @@ def serving_model(folder: Path, kind: str) -> Iterator[Serving]:
     """Let a device install SmolLM2 and serve it."""
     workspace, record = import_smollm2(folder / "models")
     artefact = quantized(workspace, record, kind)
-    with stage(folder / "real") as fleet:
-        yield _installed(fleet, publish_model(fleet, record, artefact))
+    settings = WorkerSettings(
+        context_tokens=CONTEXT_TOKENS, chat_template=record.chat_template
+    )
+    with (
+        stage(folder / "real") as fleet,
+        start_worker("llamacpp", artefact, settings) as bare,
+    ):
+        yield _installed(fleet, publish_model(fleet, record, artefact), bare)
 
 
 @contextmanager
 def serving_echo(folder: Path) -> Iterator[Serving]:
     """Let a device install an echo model and serve it."""
     artefact = echo_artefact(delay_ms=ECHO_TOKEN_MS, answer=_TEXT * 4)
-    with stage(folder / "echo") as fleet:
-        yield _installed(fleet, fleet.publish(1, artefact).label)
+    path = folder / "echo.json"
+    path.write_bytes(artefact)
+    settings = WorkerSettings(context_tokens=CONTEXT_TOKENS)
+    with (
+        stage(folder / "echo") as fleet,
+        start_worker("echo", path, settings) as bare,
+    ):
+        yield _installed(fleet, fleet.publish(1, artefact).label, bare)
 
 
-def _installed(fleet: Stage, label: str) -> Serving:
+def _installed(fleet: Stage, label: str, bare: Worker) -> Serving:
     fleet.serve()
     state = fleet.enrol("device")
     fleet.start_agent(state)
     install(fleet, state, label)
     # Its quick polls are not what is measured; the agent serves on.
     fleet.kill("control")
-    pid = fleet.process(state.name).pid
-    (child,) = children_of(pid)
     return Serving(
-        bare_port=listening_port(child),
-        agent_port=int(fleet.endpoint(state).rpartition(":")[2]),
-        agent_pid=pid,
+        bare=bare.address,
+        agent=Address(fleet.endpoint(state)),
+        agent_pid=fleet.process(state.name).pid,
     )
 
 

@@ -14,7 +14,6 @@ from slmops.domain.release import Estimate
 from slmops.runtimes.speed import machine_fingerprint
 from slmops.wire import codec
 
-_LISTENS = "0A"
 _DOUBT = 0.05
 
 
@@ -133,16 +132,6 @@ def children_of(pid: int) -> list[int]:
     """Return the ids of a process's children (Linux)."""
     lists = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for path in lists for child in path.read_text().split()]
-
-
-def listening_port(pid: int) -> int:
-    """Return the TCP port a process listens on (Linux, IPv4)."""
-    held = {path.readlink().name for path in Path(f"/proc/{pid}/fd").iterdir()}
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == _LISTENS and f"socket:[{fields[9]}]" in held:
-            return int(fields[1].partition(":")[2], 16)
-    raise LookupError(f"process {pid} listens on no port")
 
 
 def cpu_ms(pid: int) -> float:
