@@ -13,9 +13,30 @@ Stop rule
     mixture over all of [0, 1] would not do: it also collects evidence when a class is
     *better* than p0.) Over K classes the limit is K/α (Bonferroni).
 
-    The reference figures (waves 20/80/400/1500) come out when E is looked at after every
-    device and exposure counts devices one by one; counted by whole waves the same rule
-    exposes twice as many. `slmops.testing.fleet_simulation` plays it.
+    That holds for devices taken in an order that does not depend on their outcomes. The
+    order in which outcomes *arrive* does: a refusal takes seconds, a success a download
+    and the probation, so early on nearly everything known is a failure. Therefore `s`
+    counts every device that was offered the release and has not failed, those still at
+    work too. Why that is right:
+
+    - Who is in which wave is frozen before any outcome, so E taken over all devices
+      offered so far, once the last of them is decided, is a supermartingale from wave
+      to wave, and Ville's inequality holds for it.
+    - A failure is final and a pending device ends as one or the other, so the failures
+      counted now are at most, the others at least, what they are at that time. E grows
+      with f and falls with s: E now ≤ E then. A limit reached early is reached then
+      too, so whoever halts early halts in a subset of the runs in which a test at the
+      ends of waves would, and α holds whatever the order, also adversarial.
+    - Every class has its own E of its own devices, and the argument holds for each;
+      Bonferroni over classes needs no independence. Pooling over waves is the same
+      argument with "all devices offered so far" growing by a wave at a time. Devices
+      that are not offered yet count nowhere: their outcomes are still ahead.
+
+    The price is delay, not power: a class of 20 with 4 failures halts at once, and at
+    the end of each wave nothing is pending. The reference figures (waves 20/80/400/1500)
+    come out when devices are offered one by one; real waves are offered whole, and all
+    of a wave is then exposed (decision record 0016).
+    `slmops.testing.fleet_simulation` plays both.
 
     Sources: Wald, Sequential Analysis (1947); Robbins, Ann. Math. Stat. 41 (1970);
     Johari, Koomen, Pekelis, Walsh, Operations Research 70 (2022), mixture SPRT;
@@ -35,7 +56,7 @@ from itertools import pairwise
 
 from slmops.domain.errors import InvalidInputError
 
-RULE_VERSION = "gate-1"
+RULE_VERSION = "gate-2"
 """Stored with every evaluation; changes when a rule's meaning does."""
 
 _CELLS = 192
@@ -69,23 +90,32 @@ class GateResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassCount:
-    """Devices of one class with an outcome, each counted once."""
+    """Devices of one class that were offered a release, each counted once."""
 
     succeeded: int
     """Committed and still well."""
     failed: int
     """Rolled back, unhealthy or silent."""
+    pending: int = 0
+    """Offered and still at work: no evidence of health for `advance_gate`, none of
+    failure for `stop_gate`."""
 
     def __post_init__(self) -> None:
-        if self.succeeded < 0 or self.failed < 0:
+        if self.succeeded < 0 or self.failed < 0 or self.pending < 0:
             raise InvalidInputError(
-                f"counts must be >= 0, got {self.succeeded} and {self.failed}"
+                f"counts must be >= 0, got {self.succeeded}, {self.failed} and"
+                f" {self.pending}"
             )
 
     @property
     def decided(self) -> int:
         """Devices with an outcome."""
         return self.succeeded + self.failed
+
+    @property
+    def offered(self) -> int:
+        """All of them."""
+        return self.decided + self.pending
 
 
 def log_e_value(succeeded: int, failed: int, *, tolerated_rate: float) -> float:
@@ -176,10 +206,12 @@ def stop_gate(
     """Ask whether any class fails more often than tolerated.
 
     Args:
-        counts: class → outcomes so far; every class the rollout serves, also those
-            without outcomes: K is their number.
+        counts: class → outcomes so far over all waves, with the devices still at work
+            in `pending`; every class the rollout serves, also those without outcomes: K
+            is their number.
         tolerated_rate: p0.
-        alpha: chance of a false halt over the whole rollout.
+        alpha: chance of a false halt over the whole rollout, in whatever order outcomes
+            arrive (see the module's text).
 
     Returns:
         FAIL names the class with the strongest evidence; otherwise INCONCLUSIVE:
@@ -190,7 +222,7 @@ def stop_gate(
     for name in sorted(counts):
         count = counts[name]
         value = log_e_value(
-            count.succeeded, count.failed, tolerated_rate=tolerated_rate
+            count.succeeded + count.pending, count.failed, tolerated_rate=tolerated_rate
         )
         if value > evidence:
             worst, evidence = name, value
@@ -200,7 +232,8 @@ def stop_gate(
         )
     count = counts[worst]
     figures = (
-        f"class {worst}: {count.failed} of {count.decided} devices failed,"
+        f"class {worst}: {count.failed} of {count.offered} devices failed"
+        f"{f', {count.pending} still at work' if count.pending else ''},"
         f" E = {_shown(evidence)} against the limit {_shown(limit)}"
         f" (tolerated rate {tolerated_rate:.1%})"
     )

@@ -5,6 +5,7 @@ once a wave is decided and has soaked. `advance` does one thing a pass and retur
 next pass sees the truth. How devices are dealt to waves is in `slmops.domain.waves`.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -142,6 +143,13 @@ ENDED = frozenset({RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED}
 """Nothing more is offered."""
 
 _SHOWN_REASONS = 3
+
+_COUNTED_AS = {
+    Outcome.PENDING: "pending",
+    Outcome.SUCCEEDED: "succeeded",
+    Outcome.FAILED: "failed",
+    Outcome.SILENT: "failed",
+}
 
 
 def late_joiner_wave(rollout: Rollout) -> int | None:
@@ -357,15 +365,17 @@ def _newly_silent(
 def _counts(
     members: Sequence[Member], classes: Iterable[str]
 ) -> Mapping[str, ClassCount]:
-    """Count outcomes per class, every device once; SILENT counts as failed."""
-    good = dict.fromkeys(classes, 0)
-    bad = dict.fromkeys(good, 0)
+    """Count offered devices per class, every one once; SILENT counts as failed."""
+    tallies: dict[str, Counter[str]] = {name: Counter() for name in classes}
     for member in members:
-        if member.outcome is Outcome.PENDING:
-            continue
-        table = good if member.outcome is Outcome.SUCCEEDED else bad
-        table[member.device_class] = table.get(member.device_class, 0) + 1
+        kind = _COUNTED_AS[member.outcome]
+        if kind != "pending" or member.offered_at is not None:
+            tallies.setdefault(member.device_class, Counter())[kind] += 1
     return {
-        name: ClassCount(succeeded=good.get(name, 0), failed=bad.get(name, 0))
-        for name in {*good, *bad}
+        name: ClassCount(
+            succeeded=tally["succeeded"],
+            failed=tally["failed"],
+            pending=tally["pending"],
+        )
+        for name, tally in tallies.items()
     }

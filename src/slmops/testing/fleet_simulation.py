@@ -4,11 +4,15 @@ Pure: chance comes from a seed, time is a number. Nothing here decides anything;
 verdict is the domain's. Evidence can only rise with a failure, so `advance` is asked
 after every failure and whenever a wave is complete, which gives the same halts as asking
 after every device.
+
+Real waves are offered whole, and a failure is known sooner than a success: `Arrival`
+says how outcomes come in.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from slmops.domain.blueprint import RolloutPolicy
 from slmops.domain.rollout import (
@@ -36,6 +40,19 @@ class SimulatedClass:
     """True chance that one device fails, 0 to 1."""
 
 
+class Arrival(StrEnum):
+    """How devices get the release, and in which order their outcomes arrive."""
+
+    ONE_BY_ONE = "one-by-one"
+    """A device is offered the release once the one before it has an outcome: the
+    setting of the reference figures."""
+    WHOLE_WAVE = "whole-wave"
+    """A wave is offered at once, as the engine does; outcomes arrive by chance."""
+    FAILURES_FIRST = "failures-first"
+    """As `WHOLE_WAVE`, but every failure of the wave is known before any success: the
+    worst order for a stop rule."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedEnd:
     """How one simulated rollout ended."""
@@ -43,7 +60,7 @@ class SimulatedEnd:
     completed: bool
     """Every wave passed."""
     exposed: int
-    """Devices that had tried the release by then, one by one."""
+    """Devices that had been offered the release by then."""
     reason: str
     """The rollout's own."""
 
@@ -55,18 +72,23 @@ class Summary:
     completed: float
     """Share that completed."""
     exposed: float
-    """Mean number of devices that had tried the release."""
+    """Mean number of devices that had been offered the release."""
 
 
 def simulate_rollout(
-    fleet: Mapping[str, SimulatedClass], policy: RolloutPolicy, *, seed: str
+    fleet: Mapping[str, SimulatedClass],
+    policy: RolloutPolicy,
+    *,
+    seed: str,
+    arrival: Arrival = Arrival.ONE_BY_ONE,
 ) -> SimulatedEnd:
     """Play one rollout to its end with the real waves and the real `advance`.
 
     Args:
         fleet: class name → its devices.
         policy: `soak_s` and `deadline_s` count in simulated seconds, one a step.
-        seed: same seed, same run.
+        seed: same seed, same run, and with every `arrival` the same devices fail.
+        arrival: how devices get it and outcomes come in.
     """
     dice = random.Random(seed)  # noqa: S311 - a simulation, not a secret
     candidates = [
@@ -88,7 +110,8 @@ def simulate_rollout(
         classes=tuple(fleet),
         waves=len(policy.waves),
     )
-    return _play(_Play(rollout=rollout, seen=[], dice=dice), cohorts, fleet)
+    play = _Play(rollout=rollout, seen=[], dice=dice, arrival=arrival)
+    return _play(play, cohorts, fleet)
 
 
 def summarize(ends: Sequence[SimulatedEnd]) -> Summary:
@@ -129,6 +152,7 @@ class _Play:
     seen: list[Member]
     """Members of the waves so far; `advance` needs no later ones."""
     dice: random.Random
+    arrival: Arrival
     now: float = 0.0
 
     def ask(self) -> Step:
@@ -140,40 +164,61 @@ class _Play:
         self.rollout = step.rollout
         return step
 
+    def offer(self, begin: int) -> None:
+        """Begin a wave, whose members are seen from `begin` on."""
+        offered = set(self.ask().offer)
+        if self.arrival is Arrival.ONE_BY_ONE:
+            return
+        for index in range(begin, len(self.seen)):
+            if self.seen[index].device in offered:
+                self.seen[index] = replace(self.seen[index], offered_at=self.now)
+
 
 def _play(
     play: _Play,
     cohorts: Sequence[Sequence[Member]],
     fleet: Mapping[str, SimulatedClass],
 ) -> SimulatedEnd:
-    exposed = 0
     for wave, cohort in enumerate(cohorts):
         begin = len(play.seen)
         play.seen += cohort
-        offered = set(play.ask().offer)
-        for index in range(begin, len(play.seen)):
-            if play.seen[index].device in offered:
-                play.seen[index] = replace(play.seen[index], offered_at=play.now)
-        order = list(range(begin, len(play.seen)))
-        play.dice.shuffle(order)
-        for index in order:
-            exposed += 1
-            member = play.seen[index]
-            failed = play.dice.random() < fleet[member.device_class].failure_rate
-            outcome = Outcome.FAILED if failed else Outcome.SUCCEEDED
-            play.seen[index] = replace(member, outcome=outcome)
+        play.offer(begin)
+        for index, failed in _outcomes(play, begin, fleet):
+            play.seen[index] = replace(
+                play.seen[index],
+                offered_at=play.now,
+                outcome=Outcome.FAILED if failed else Outcome.SUCCEEDED,
+            )
             if failed:
                 play.ask()
             if play.rollout.state in ENDED:
-                return _end(play, exposed)
+                return _end(play)
         while play.rollout.state not in ENDED and play.rollout.wave == wave:
             play.ask()
-    return _end(play, exposed)
+    return _end(play)
 
 
-def _end(play: _Play, exposed: int) -> SimulatedEnd:
+def _outcomes(
+    play: _Play, begin: int, fleet: Mapping[str, SimulatedClass]
+) -> list[tuple[int, bool]]:
+    """Return which devices of the wave fail, in the order in which that is known."""
+    order = list(range(begin, len(play.seen)))
+    play.dice.shuffle(order)
+    drawn = [
+        (
+            index,
+            play.dice.random() < fleet[play.seen[index].device_class].failure_rate,
+        )
+        for index in order
+    ]
+    if play.arrival is Arrival.FAILURES_FIRST:
+        drawn.sort(key=lambda one: not one[1])
+    return drawn
+
+
+def _end(play: _Play) -> SimulatedEnd:
     return SimulatedEnd(
         completed=play.rollout.state is RolloutState.DONE,
-        exposed=exposed,
+        exposed=sum(member.offered_at is not None for member in play.seen),
         reason=play.rollout.reason,
     )

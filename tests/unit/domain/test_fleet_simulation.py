@@ -4,6 +4,7 @@ import pytest
 
 from slmops.domain.blueprint import RolloutPolicy, WavePlan
 from slmops.testing.fleet_simulation import (
+    Arrival,
     SimulatedClass,
     simulate_naive_rule,
     simulate_rollout,
@@ -40,6 +41,40 @@ def test_whole_rollouts_reproduce_the_reference_figures(
     )
     assert summary.completed == pytest.approx(completes, abs=0.05)
     assert summary.exposed == pytest.approx(exposed, rel=0.16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rate", "runs", "least", "most", "exposed"),
+    [
+        (0.005, 20, 0.95, 1.0, 2000),
+        (0.02, 40, 0.92, 1.0, 2000),
+        (0.04, 40, 0.0, 0.1, 1500),
+        (0.08, 40, 0.0, 0.0, 320),
+    ],
+)
+def test_whole_waves_whose_failures_arrive_first_end_by_their_rate_alone(
+    rate: float, runs: int, least: float, most: float, exposed: int
+) -> None:
+    """Failures report in seconds, successes after a download and the probation."""
+    fleet = {"only": SimulatedClass(devices=2000, failure_rate=rate)}
+    first = Arrival.FAILURES_FIRST
+    summary = summarize(
+        [
+            simulate_rollout(fleet, POLICY, seed=f"{rate}-{run}", arrival=first)
+            for run in range(runs)
+        ]
+    )
+    assert least <= summary.completed <= most
+    assert summary.exposed <= exposed
+
+
+def test_a_bad_release_exposes_its_first_wave_and_no_more() -> None:
+    fleet = {"only": SimulatedClass(devices=2000, failure_rate=0.4)}
+    for arrival in (Arrival.WHOLE_WAVE, Arrival.FAILURES_FIRST):
+        end = simulate_rollout(fleet, POLICY, seed="awful", arrival=arrival)
+        assert not end.completed
+        assert end.exposed == 20
 
 
 @pytest.mark.slow

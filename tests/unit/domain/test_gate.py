@@ -105,6 +105,31 @@ def test_stop_gate_names_the_class_even_when_the_pool_looks_well() -> None:
     assert "class rare: 6 of 10" in result.reason
 
 
+@given(
+    good=st.integers(0, 200),
+    bad=st.integers(0, 30),
+    pending=st.integers(0, 200),
+    failing=st.integers(0, 200),
+)
+def test_a_halt_while_devices_are_at_work_stands_however_they_end(
+    good: int, bad: int, pending: int, failing: int
+) -> None:
+    failing = min(failing, pending)
+    now = ClassCount(succeeded=good, failed=bad, pending=pending)
+    then = count(good + pending - failing, bad + failing)
+    gate = stop_gate({"a": now}, tolerated_rate=0.02, alpha=0.01)
+    if gate.verdict is Verdict.FAIL:
+        later = stop_gate({"a": then}, tolerated_rate=0.02, alpha=0.01)
+        assert later.verdict is Verdict.FAIL
+
+
+def test_a_terrible_release_halts_before_its_first_wave_is_decided() -> None:
+    now = {"a": ClassCount(succeeded=0, failed=4, pending=16)}
+    gate = stop_gate(now, tolerated_rate=0.02, alpha=0.01)
+    assert gate.verdict is Verdict.FAIL
+    assert "4 of 20 devices failed, 16 still at work" in gate.reason
+
+
 def test_stop_gate_never_passes_without_an_alarm() -> None:
     assert (
         stop_gate({"a": count(500, 0)}, tolerated_rate=0.02, alpha=0.01).verdict

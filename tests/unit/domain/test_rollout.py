@@ -111,6 +111,30 @@ def test_a_halt_reverts_devices_that_had_succeeded_unless_told_to_hold() -> None
     assert step(holding, members(outcomes)).revert == ()
 
 
+@pytest.mark.parametrize(("failed", "halts"), [(8, False), (30, True)])
+def test_early_failures_of_a_large_wave_are_weighed_against_all_it_was_offered(
+    failed: int, halts: bool
+) -> None:
+    """2 % of 400 failing at once is no alarm while 392 are in probation."""
+    wave = [
+        Member(
+            device=f"g{index}",
+            device_class="gateway",
+            wave=0,
+            offered_at=0.0,
+            outcome=Outcome.FAILED if index < failed else Outcome.PENDING,
+        )
+        for index in range(400)
+    ]
+    later = [replace(one, device=f"l{one.device}", wave=1) for one in wave]
+    unoffered = [
+        replace(one, offered_at=None, outcome=Outcome.PENDING) for one in later
+    ]
+    value = rollout(phase=WavePhase.OFFERING)
+    state = step(value, wave + unoffered).rollout.state
+    assert (state is RolloutState.HALTED) is halts
+
+
 def test_silence_past_the_deadline_becomes_a_failure() -> None:
     value = rollout(phase=WavePhase.OFFERING)
     assert step(value, members({}), now=100).silent == ()
