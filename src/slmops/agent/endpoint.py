@@ -32,7 +32,13 @@ from slmops.agent.openai_errors import (
     refused_response,
     unavailable_response,
 )
-from slmops.agent.openai_requests import CHAT, PLAIN, Asked, read_request
+from slmops.agent.openai_requests import (
+    CHAT,
+    PLAIN,
+    Asked,
+    read_request,
+    require_tools_shown,
+)
 from slmops.agent.relay import BrokenStreamError, Relay, end_stream
 from slmops.agent.telemetry import Telemetry
 from slmops.agent.upstream import Gateway, Upstream
@@ -194,6 +200,7 @@ class Endpoint:
     ) -> None:
         if asked.model is not None and not _names(asked.model, upstream.release):
             raise _unknown_model(asked.model)
+        require_tools_shown(asked, shows_tools=upstream.shows_tools)
         await _unless_gone(self._exchange(asked, upstream, send), receive)
 
     async def _exchange(self, asked: Asked, upstream: Upstream, send: Send) -> None:

@@ -6,6 +6,7 @@ proved keeps trying to serve it. Every start verifies the artefact's digest firs
 """
 
 import logging
+import re
 import threading
 from dataclasses import dataclass, field
 
@@ -116,6 +117,7 @@ class Models:
             address=worker.address,
             release=deployment.release,
             context_tokens=deployment.context_tokens,
+            shows_tools=_mentions_tools(deployment.chat_template),
         )
         child = Child(deployment, worker, upstream)
         with self._lock:
@@ -281,6 +283,15 @@ class Models:
             chat_template=deployment.chat_template,
             start_timeout_s=self.times.start_s,
         )
+
+
+def _mentions_tools(chat_template: str | None) -> bool:
+    """Tell whether a template shows tools to the model; the default one does not.
+
+    >>> _mentions_tools("{% if tools %}{{ tools | tojson }}{% endif %}")
+    True
+    """
+    return re.search(r"\btools\b", chat_template or "") is not None
 
 
 def _responds(address: Address, *, timeout_s: float) -> bool:

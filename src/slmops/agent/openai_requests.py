@@ -40,6 +40,10 @@ class Asked:
     """Server-sent events?"""
     include_usage: bool
     """Does the client want a last event with usage?"""
+    legacy_logprobs: int | None = None
+    """How many alternatives a client of `PLAIN` wants listed; None for no figures."""
+    tools: bool = False
+    """Do tools matter to the answer? Only some chat templates show them to a model."""
 
 
 def read_request(path: str, raw: bytes) -> Asked:
@@ -66,13 +70,52 @@ def read_request(path: str, raw: bytes) -> Asked:
     if stream:
         # Usage is always counted; the endpoint keeps it from clients that do not ask.
         body["stream_options"] = {"include_usage": True}
+    _require_no_force(body)
     return Asked(
         path=path,
         body=body,
         model=body.pop("model", None),
         stream=stream,
         include_usage=options.get("include_usage") is True,
+        legacy_logprobs=_legacy_logprobs(body) if path == PLAIN else None,
+        tools=bool(body.get("tools")) and body.get("tool_choice") != "none",
     )
+
+
+def _require_no_force(body: Mapping[str, Any]) -> None:
+    """Refuse what no runtime here keeps: it would answer as if it had not been asked."""
+    choice = body.get("tool_choice")
+    if choice is None or choice in ("none", "auto"):
+        return
+    raise RequestRefused(
+        "Unsupported value: 'tool_choice' cannot force a tool call on this device;"
+        " use 'auto' or 'none'.",
+        param="tool_choice",
+        code="unsupported_value",
+    )
+
+
+def require_tools_shown(asked: Asked, *, shows_tools: bool) -> None:
+    """Refuse tools that the model's chat template would leave out without a word.
+
+    Raises:
+        RequestRefused: the template does not mention tools.
+    """
+    if asked.tools and not shows_tools:
+        raise RequestRefused(
+            "Unsupported parameter: 'tools' is not supported with this model: its chat"
+            " template does not mention tools.",
+            param="tools",
+            code="unsupported_parameter",
+        )
+
+
+def _legacy_logprobs(body: dict[str, Any]) -> int | None:
+    """Return how many are to be listed; the runtime takes 0 for no figures at all."""
+    listed: int | None = body.get("logprobs")
+    if listed is not None:
+        body["logprobs"] = max(listed, 1)
+    return listed
 
 
 def _checked(tree: Mapping[str, Any], known: Mapping[str, Check]) -> dict[str, Any]:

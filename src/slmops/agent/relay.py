@@ -18,6 +18,7 @@ from slmops.agent.openai_errors import (
     refusal_of_runtime,
     unavailable_body,
 )
+from slmops.agent.openai_legacy import LegacyLogprobs
 from slmops.agent.openai_requests import Asked
 from slmops.agent.telemetry import Answered
 from slmops.agent.upstream import Upstream
@@ -29,6 +30,9 @@ _MAX_EVENT_BYTES = 4 << 20
 _OK = 200
 _NOT_OURS = ("timings", "__verbose")
 """llama-server's additions at the top level: not the OpenAI API."""
+_OTHERS_MAY_SHOW = ("prompt_tokens_details",)
+"""Parts of usage that tell what came before: ``cached_tokens`` counts how far a prompt
+agrees with the last one in the runtime's cache, which may be another application's."""
 _MIN_DECODED = 3
 _SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -54,6 +58,11 @@ class Relay:
         self._first_ms: float | None = None
         self._timings: dict[str, Any] = {}
         self._output_tokens = 0
+        self._legacy = (
+            None
+            if asked.legacy_logprobs is None
+            else LegacyLogprobs(asked.legacy_logprobs)
+        )
 
     async def whole(self) -> tuple[dict[str, Any], Answered]:
         """Return the complete answer.
@@ -157,10 +166,14 @@ class Relay:
         if isinstance(usage, dict):
             tokens = usage.get("completion_tokens")
             self._output_tokens = tokens if isinstance(tokens, int) else 0
+            for name in _OTHERS_MAY_SHOW:
+                usage.pop(name, None)
         for name in _NOT_OURS:
             tree.pop(name, None)
         if self._asked.stream and not self._asked.include_usage:
             tree.pop("usage", None)
+        if self._legacy is not None:
+            self._legacy.rewrite(tree)
         tree["model"] = self._upstream.release
         return tree
 

@@ -25,6 +25,8 @@ class Upstream:
     """Release label: the model's name."""
     context_tokens: int
     """Longest request."""
+    shows_tools: bool = False
+    """Does its chat template mention tools?"""
     in_flight: int = field(default=0)
     """Requests that hold a lease."""
     heard_at: float = 0.0

@@ -29,10 +29,21 @@ class LocalEndpoint:
     """Base address."""
     _sequence: list[int] = field(default_factory=lambda: [0])
 
-    def serve(self, at: str | Address, *, release: str = "sample-1") -> Upstream:
+    def serve(
+        self,
+        at: str | Address,
+        *,
+        release: str = "sample-1",
+        shows_tools: bool = False,
+    ) -> Upstream:
         """Point the endpoint at a runtime."""
         address = Address(at) if isinstance(at, str) else at
-        upstream = Upstream(address=address, release=release, context_tokens=256)
+        upstream = Upstream(
+            address=address,
+            release=release,
+            context_tokens=256,
+            shows_tools=shows_tools,
+        )
         self.gateway.point_to(upstream)
         return upstream
 

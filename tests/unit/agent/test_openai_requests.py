@@ -10,7 +10,13 @@ from slmops.agent.openai_errors import (
     refused_body,
     unavailable_body,
 )
-from slmops.agent.openai_requests import CHAT, PLAIN, Asked, read_request
+from slmops.agent.openai_requests import (
+    CHAT,
+    PLAIN,
+    Asked,
+    read_request,
+    require_tools_shown,
+)
 from slmops.domain.errors import UnavailableError
 from slmops.wire import codec
 
@@ -170,7 +176,7 @@ def test_an_answer_handed_back_as_it_came_is_understood() -> None:
     "extra",
     [
         {"tools": [TOOL], "tool_choice": "auto"},
-        {"tools": [TOOL], "tool_choice": TOOL},
+        {"tools": [TOOL], "tool_choice": "none"},
         {"response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
         {"logit_bias": {"15": -100, "16": 2.5}},
@@ -180,6 +186,38 @@ def test_an_answer_handed_back_as_it_came_is_understood() -> None:
 )
 def test_good_values_are_passed_on_unchanged(extra: dict[str, object]) -> None:
     assert read(messages=[USER], **extra).body == {"messages": [USER], **extra}
+
+
+@pytest.mark.parametrize("choice", ["required", TOOL])
+def test_a_tool_call_cannot_be_forced_and_is_refused_not_dropped(
+    choice: object,
+) -> None:
+    refusal = refused(messages=[USER], tools=[TOOL], tool_choice=choice)
+    assert (refusal.status, refusal.param) == (400, "tool_choice")
+    assert refusal.error_code == "unsupported_value"
+
+
+@pytest.mark.parametrize(
+    ("extra", "passes"),
+    [
+        ({}, True),
+        ({"tools": []}, True),
+        ({"tools": [TOOL]}, False),
+        ({"tools": [TOOL], "tool_choice": "auto"}, False),
+        ({"tools": [TOOL], "tool_choice": "none"}, True),
+    ],
+)
+def test_tools_are_refused_where_the_chat_template_leaves_them_out(
+    extra: dict[str, object], passes: bool
+) -> None:
+    asked = read(messages=[USER], **extra)
+    require_tools_shown(asked, shows_tools=True)
+    if passes:
+        require_tools_shown(asked, shows_tools=False)
+        return
+    with pytest.raises(RequestRefused) as caught:
+        require_tools_shown(asked, shows_tools=False)
+    assert (caught.value.status, caught.value.param) == (400, "tools")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the endpoint keeps between itself and the model's process."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.worker import Worker, start_worker
 from slmops.testing.endpoint_in_process import LocalEndpoint, local_endpoint
+from slmops.testing.raw_server import RawServer, answer, head, raw
 from slmops.testing.stage import echo_artefact
 
 CHAT = "/v1/chat/completions"
@@ -54,3 +56,31 @@ def test_a_process_that_refuses_the_agent_s_key_is_a_failure_of_ours_not_of_the_
     assert answered.status_code == 503
     (report,) = endpoint.reports()
     assert report.failures == 1
+
+
+USAGE = {
+    "prompt_tokens": 9,
+    "completion_tokens": 2,
+    "total_tokens": 11,
+    "prompt_tokens_details": {"cached_tokens": 7},
+}
+
+
+def test_nobody_learns_how_much_of_a_prompt_was_cached_for_somebody_else(
+    endpoint: LocalEndpoint,
+) -> None:
+    message = {"message": {"role": "assistant", "content": "Hello"}, "index": 0}
+    tree = {"choices": [message], "usage": USAGE, "timings": {"cache_n": 7}}
+    chunk = {"choices": [], "usage": USAGE, "timings": {"cache_n": 7}}
+    last = b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n"
+    streamed = {**BODY, "stream": True, "stream_options": {"include_usage": True}}
+    for reply, body in (
+        (answer(200, json.dumps(tree).encode()), BODY),
+        (raw(head(kind="text/event-stream") + last), streamed),
+    ):
+        with RawServer(replies=[reply]) as runtime:
+            endpoint.serve(runtime.url)
+            answered = httpx.post(endpoint.url + CHAT, json=body, timeout=10)
+        assert '"total_tokens":11' in answered.text.replace(" ", "")
+        assert "cache" not in answered.text
+        assert "details" not in answered.text
