@@ -64,10 +64,17 @@ def token(
 
 
 @device.command("list")
+@click.option("--all", "everything", is_flag=True, help="Retired devices, too.")
 @server_options
 @render.as_json
 @click.pass_obj
-def list_(workspace: Workspace, server: str, token: str | None, as_json: bool) -> None:
+def list_(
+    workspace: Workspace,
+    everything: bool,
+    server: str,
+    token: str | None,
+    as_json: bool,
+) -> None:
     """List the fleet as last seen.
 
     Example: slmops device list --json
@@ -75,6 +82,9 @@ def list_(workspace: Workspace, server: str, token: str | None, as_json: bool) -
     from slmops.control.views import DeviceList
 
     answer = OperatorClient(workspace, server, token).get("/v1/devices", DeviceList)
+    if not everything:
+        belong = [one for one in answer.devices if one.retired_at is None]
+        answer = DeviceList(devices=tuple(belong))
     if as_json:
         render.json_document(answer)
         return
@@ -141,6 +151,34 @@ def explain(
             )
 
 
+@device.command()
+@click.argument("device_id", metavar="DEVICE")
+@server_options
+@render.as_json
+@click.pass_obj
+def retire(
+    workspace: Workspace, device_id: str, server: str, token: str | None, as_json: bool
+) -> None:
+    """Take a device that is dead, stolen or sold out of the fleet, for good.
+
+    Its key is refused from now on, no rollout waits for it, and running ones leave it
+    out: neither a success nor a failure, except for a failure it has reported. Its
+    record stays. To come back it enrols under another name, with a new token and from
+    an empty state folder. Doing it again changes nothing.
+
+    Example: slmops device retire till-7
+    """
+    from slmops.control.views import DeviceDetail
+
+    client = OperatorClient(workspace, server, token)
+    path = path_to("devices", device_id, "retire")
+    answer = client.post(path, {}, DeviceDetail)
+    if as_json:
+        render.json_document(answer)
+        return
+    render.text(f"{device_id} is retired: its key is refused from now on")
+
+
 def _detail(
     workspace: Workspace, device_id: str, server: str, token: str | None
 ) -> "DeviceDetail":
@@ -155,7 +193,7 @@ def _row(one: "DeviceView", now: float) -> tuple[object, ...]:
         one.id,
         one.device_class,
         one.release,
-        one.state,
+        _state(one),
         _ago(now - one.seen_at),
         _rounded(one.decode_tokens_per_s),
         _rounded(one.peak_rss_mib or None),
@@ -170,7 +208,7 @@ def _lines(answer: "DeviceDetail", now: float) -> list[tuple[str, object]]:
         ("class", seen.device_class),
         ("release", seen.release),
         ("variant", seen.variant),
-        ("state", seen.state),
+        ("state", _state(seen)),
         ("reason", seen.reason or None),
         ("seen", _ago(now - seen.seen_at)),
         ("memory", f"{facts.memory_mib} MiB"),
@@ -182,6 +220,10 @@ def _lines(answer: "DeviceDetail", now: float) -> list[tuple[str, object]]:
         ("quarantined", ", ".join(answer.quarantined) or None),
         ("assignments", ", ".join(map(_assignment, answer.assignments)) or None),
     ]
+
+
+def _state(one: "DeviceView") -> str:
+    return one.state if one.retired_at is None else "retired"
 
 
 def _assignment(one: "Assignment") -> str:

@@ -9,7 +9,6 @@ from slmops.control.auth import hash_token, new_token
 from slmops.control.http import json_answer, read_document
 from slmops.control.plane import Plane
 from slmops.control.records import (
-    AuditEntry,
     DeviceRecord,
     DeviceStatus,
     SyncChange,
@@ -55,10 +54,6 @@ async def enrol(plane: Plane, request: Request) -> Response:
     device = await plane.run(
         plane.store.enrol, record, token_hash=hash_token(said.token), now=now
     )
-    entry = AuditEntry(
-        at=now, actor=f"device:{device}", action="device.enrol", subject=device
-    )
-    await plane.run(plane.store.append_audit, entry)
     plane.engine.devices_changed()
     plane.news()
     answer = EnrolAnswer(

@@ -66,6 +66,15 @@ async def show_device(plane: Plane, request: Request) -> Response:
     return json_answer(await plane.run(work))
 
 
+async def retire_device(plane: Plane, request: Request) -> Response:
+    """Take a device out of the fleet; doing it again changes nothing."""
+    device = request.path_params["id"]
+    await plane.run(plane.engine.retire, device, plane.clock())
+    plane.forget_sessions(device)
+    plane.news()
+    return await show_device(plane, request)
+
+
 async def list_releases(plane: Plane, _request: Request) -> Response:
     """Return published releases."""
 

@@ -11,18 +11,17 @@ from dataclasses import replace
 from itertools import groupby
 
 from slmops.control.evidence import Evidence
+from slmops.control.membership import membership, why_nobody
 from slmops.control.records import (
     AuditEntry,
     Commit,
-    DeviceRecord,
-    LeftOut,
     Placed,
     StoredRollout,
 )
 from slmops.control.releases import KnownReleases
+from slmops.control.retirement import REASON, leave_out_retired
 from slmops.control.store import Store
 from slmops.domain.blueprint import OnHalt
-from slmops.domain.device import classify
 from slmops.domain.errors import ConflictError, NotFoundError
 from slmops.domain.ids import Digest
 from slmops.domain.release import Release
@@ -39,9 +38,7 @@ from slmops.domain.rollout import (
     late_joiner_wave,
 )
 from slmops.domain.sync import Assignment
-from slmops.domain.waves import Candidate, build_waves
 
-_SITE = "site"
 _ATTEMPTS = 5
 
 
@@ -72,10 +69,10 @@ class Engine:
         """
         label = release.label
         self.store.note_release(label, digest, now=now)
-        placed, left_out = _membership(release, self.store.devices(), salt=digest)
+        placed, left_out = membership(release, self.store.devices(), salt=digest)
         if not placed:
             raise ConflictError(
-                f"release {label} reaches no device: {_why_nobody(left_out)}"
+                f"release {label} reaches no device: {why_nobody(left_out)}"
             )
         policy = release.blueprint.rollout
         rollout = Rollout(
@@ -104,6 +101,16 @@ class Engine:
         command = Command.ABORT_KEEP if keep else Command.ABORT_REVERT
         return self._command(rollout, command, now)
 
+    def retire(self, device: str, now: float) -> bool:
+        """Take a device out of the fleet; running rollouts settle it in the next pass.
+
+        Raises:
+            NotFoundError: no such device.
+        """
+        retired = self.store.retire(device, now=now)
+        self.devices_changed()
+        return retired
+
     def run_pass(self, now: float) -> bool:
         """Take one step of every rollout that has one; True when anything changed."""
         changed = False
@@ -111,6 +118,8 @@ class Engine:
         for stored in self._current():
             try:
                 if looking:
+                    changed |= self._leave_out_retired(stored, now)
+                    stored = self.store.rollout(stored.rollout.id)
                     changed |= self._let_join(stored, now)
                     stored = self.store.rollout(stored.rollout.id)
                 changed |= self._step(stored, now)
@@ -250,22 +259,18 @@ class Engine:
         commit after the halt.
         """
         back, notes = [], []
+        retired = self._retired()
         for one in placed:
             member = one.member
             if member.offered_at is None or member.outcome is Outcome.FAILED:
                 continue
+            if member.device in retired:
+                notes.append(_stays(step.rollout, member.device, REASON, now))
+                continue
             try:
                 back.append(self._way_back(step.rollout, one, now))
             except NotFoundError as error:
-                notes.append(
-                    AuditEntry(
-                        at=now,
-                        actor="engine",
-                        action="device.stays",
-                        subject=member.device,
-                        detail=f"{step.rollout.id}: {error}",
-                    )
-                )
+                notes.append(_stays(step.rollout, member.device, str(error), now))
         return back, notes
 
     def _way_back(self, rollout: Rollout, placed: Placed, now: float) -> Assignment:
@@ -280,6 +285,24 @@ class Engine:
             revert=True,
         )
 
+    def _leave_out_retired(self, stored: StoredRollout, now: float) -> bool:
+        """Settle devices that were retired while the rollout runs."""
+        if stored.rollout.state in ENDED:
+            return False
+        placed = self.store.members(stored.rollout.id)
+        commit = leave_out_retired(stored.rollout, placed, self._retired(), now)
+        if commit is None:
+            return False
+        self.store.commit(commit)
+        return True
+
+    def _retired(self) -> frozenset[str]:
+        return frozenset(
+            record.id
+            for record in self.store.devices()
+            if record.retired_at is not None
+        )
+
     def _let_join(self, stored: StoredRollout, now: float) -> bool:
         """Take in devices that enrolled, or got a class, after membership froze."""
         rollout = stored.rollout
@@ -290,7 +313,7 @@ class Engine:
         release, digest = self.releases.load(rollout.release)
         known = {one.member.device for one in self.store.members(rollout.id)}
         new = [record for record in self.store.devices() if record.id not in known]
-        placed, _ = _membership(release, new, salt=digest)
+        placed, _ = membership(release, new, salt=digest)
         last = rollout.waves - 1
         joining = {
             one.member.device: replace(one, member=replace(one.member, wave=last))
@@ -321,51 +344,14 @@ class Engine:
         )
 
 
-def _membership(
-    release: Release, devices: Sequence[DeviceRecord], *, salt: str
-) -> tuple[list[Placed], list[LeftOut]]:
-    """Put devices into classes and waves, or say why not."""
-    candidates, left_out = [], []
-    for record in devices:
-        try:
-            candidates.append(_candidate(release, record))
-        except NotFoundError as error:
-            left_out.append(LeftOut(device=record.id, reason=str(error)))
-    waves = build_waves(candidates, release.blueprint.rollout, salt=salt)
-    placed = [
-        Placed(
-            member=Member(
-                device=candidate.device,
-                device_class=candidate.device_class,
-                wave=waves[candidate.device],
-            )
-        )
-        for candidate in candidates
-    ]
-    return placed, left_out
-
-
-def _candidate(release: Release, record: DeviceRecord) -> Candidate:
-    fit = classify(release.classes, record.facts, record.labels)
-    if fit is None:
-        misfits = [
-            f"{one.name}: {', '.join(one.where.mismatches(record.facts, record.labels))}"
-            for one in release.classes
-        ]
-        raise NotFoundError(f"fits no class of {release.label} ({'; '.join(misfits)})")
-    release.variant_for(fit.name)
-    return Candidate(
-        device=record.id,
-        device_class=fit.name,
-        site=record.labels.get(_SITE, ""),
+def _stays(rollout: Rollout, device: str, why: str, now: float) -> AuditEntry:
+    return AuditEntry(
+        at=now,
+        actor="engine",
+        action="device.stays",
+        subject=device,
+        detail=f"{rollout.id}: {why}",
     )
-
-
-def _why_nobody(left_out: Sequence[LeftOut]) -> str:
-    if not left_out:
-        return "no device is enrolled"
-    first = left_out[0]
-    return f"{len(left_out)} left out, first {first.device}: {first.reason}"
 
 
 def _silenced(placed: Placed, deadline_s: float) -> Placed:

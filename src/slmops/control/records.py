@@ -70,6 +70,8 @@ class DeviceRecord:
     """Software on it."""
     telemetry: Telemetry = field(default_factory=Telemetry)
     """Its reports, added up."""
+    retired_at: float | None = None
+    """When the operator took it out of the fleet for good; None while it belongs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,6 +182,8 @@ class Commit:
     """Now, Unix seconds."""
     members: tuple[Placed, ...] = ()
     """Members that changed or are new."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Members that are none any more; with the reason."""
     assignments: tuple[Assignment, ...] = ()
     """To append; their `sequence` is given by the store."""
     evaluations: tuple[Evaluation, ...] = ()

@@ -135,6 +135,13 @@ ROUTES: tuple[Route, ...] = (
         answers={200: views.DeviceDetail},
     ),
     Route(
+        method="POST",
+        path="/v1/devices/{id}/retire",
+        handler=api_operator.retire_device,
+        summary="Take a device out of the fleet for good; its record stays.",
+        answers={200: views.DeviceDetail},
+    ),
+    Route(
         method="GET",
         path="/v1/releases",
         handler=api_operator.list_releases,

@@ -63,7 +63,11 @@ class Snapshot:
 def take_snapshot(store: Store, releases: KnownReleases, *, poll_s: float) -> Snapshot:
     """Read everything once."""
     newest = releases.newest()
-    views = [device_view(record, newest) for record in store.devices()]
+    views = [
+        device_view(record, newest)
+        for record in store.devices()
+        if record.retired_at is None
+    ]
     rollouts = store.rollouts()[:MAX_ROLLOUTS]
     return Snapshot(
         poll_s=poll_s,

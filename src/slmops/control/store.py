@@ -33,12 +33,13 @@ class DeviceStore(Protocol):
     def enrol(self, device: DeviceRecord, *, token_hash: str, now: float) -> str:
         """Use up the token and add the device; return its id.
 
-        The same key with the same token gets the same id again: the first answer may
-        have been lost on the way.
+        Appends to the audit log. The same key with the same token gets the same id
+        again, and no second entry: the first answer may have been lost on the way.
 
         Raises:
-            UntrustedError: token is unknown, used or expired.
-            ConflictError: a device with this id exists.
+            UntrustedError: token is unknown, used or expired, or the key is one of a
+                retired device.
+            ConflictError: a device with this id exists, or did.
         """
         ...
 
@@ -49,7 +50,8 @@ class DeviceStore(Protocol):
 
         Raises:
             NotFoundError: no such device.
-            UntrustedError: `counter` is not greater than the last: a replay.
+            UntrustedError: `counter` is not greater than the last: a replay. Or the
+                device is retired.
         """
         ...
 
@@ -74,6 +76,20 @@ class DeviceStore(Protocol):
 
         Reports are appended once per sequence; members' outcomes follow from the
         installation report.
+
+        Raises:
+            NotFoundError: no such device.
+            UntrustedError: it is retired.
+        """
+        ...
+
+    def retire(self, device: str, *, now: float) -> bool:
+        """Take a device out of the fleet for good; its record stays.
+
+        Drops its sessions and appends to the audit log.
+
+        Returns:
+            False when it was retired before; nothing is written then.
 
         Raises:
             NotFoundError: no such device.

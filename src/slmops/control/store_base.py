@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from slmops.control.store_tables import assignments
+from slmops.control.records import AuditEntry
+from slmops.control.store_tables import assignments, audit
 from slmops.domain.sync import Assignment
 from slmops.wire import codec
 
@@ -41,6 +42,19 @@ def encode(document: object) -> str:
 def decode(text: str, kind: type[Document]) -> Document:
     """Read a column; keys of a newer version are ignored."""
     return codec.decode_json(text, kind, where="database", lenient=True)
+
+
+def append_audit(connection: sa.Connection, entry: AuditEntry) -> None:
+    """Append to the audit log, in the transaction of what it is about."""
+    connection.execute(
+        audit.insert().values(
+            at=entry.at,
+            actor=entry.actor,
+            action=entry.action,
+            subject=entry.subject,
+            detail=entry.detail,
+        )
+    )
 
 
 def newest_assignment(connection: sa.Connection, device: str) -> Assignment | None:

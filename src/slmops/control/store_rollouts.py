@@ -14,8 +14,8 @@ from slmops.control.records import (
     Placed,
     StoredRollout,
 )
-from slmops.control.store_base import SqlTables, decode, encode
-from slmops.control.store_devices import member_of
+from slmops.control.store_base import SqlTables, append_audit, decode, encode
+from slmops.control.store_syncs import member_of
 from slmops.control.store_tables import (
     assignments,
     audit,
@@ -131,12 +131,13 @@ class SqlRollouts(SqlTables):
                     f" {commit.rollout.revision}: read it again"
                 )
             _write_members(connection, raised.id, commit.members)
+            _leave_out(connection, raised.id, commit.left_out)
             for assignment in commit.assignments:
                 _append_assignment(connection, assignment)
             for evaluation in commit.evaluations:
                 _append_evaluation(connection, evaluation)
             for entry in commit.audit:
-                _append_audit(connection, entry)
+                append_audit(connection, entry)
         return raised
 
     def note_release(self, label: str, digest: str, *, now: float) -> None:
@@ -184,7 +185,7 @@ class SqlRollouts(SqlTables):
     def append_audit(self, entry: AuditEntry) -> None:
         """Append to the audit log."""
         with self.write() as connection:
-            _append_audit(connection, entry)
+            append_audit(connection, entry)
 
     def audit(self, *, limit: int = 200) -> tuple[AuditEntry, ...]:
         """Return the newest audit entries, newest first."""
@@ -273,6 +274,19 @@ def _write_members(
         )
 
 
+def _leave_out(
+    connection: sa.Connection, rollout: str, devices: Sequence[LeftOut]
+) -> None:
+    """Turn members into devices that the rollout does not reach."""
+    for one in devices:
+        connection.execute(
+            members.delete().where(
+                members.c.rollout == rollout, members.c.device == one.device
+            )
+        )
+    _insert_left_out(connection, rollout, devices)
+
+
 def _update_member(connection: sa.Connection, rollout: str, placed: Placed) -> bool:
     """Write what the engine decides, never what a sync may have settled meanwhile."""
     row = _member_row(rollout, placed)
@@ -315,18 +329,6 @@ def _append_evaluation(connection: sa.Connection, evaluation: Evaluation) -> Non
             gate=evaluation.result.gate,
             verdict=evaluation.result.verdict.value,
             document=encode(evaluation),
-        )
-    )
-
-
-def _append_audit(connection: sa.Connection, entry: AuditEntry) -> None:
-    connection.execute(
-        audit.insert().values(
-            at=entry.at,
-            actor=entry.actor,
-            action=entry.action,
-            subject=entry.subject,
-            detail=entry.detail,
         )
     )
 

@@ -20,6 +20,7 @@ devices = sa.Table(
     sa.Column("labels", sa.Text, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("telemetry", sa.Text, nullable=False),
+    sa.Column("retired_at", sa.Float),
 )
 
 tokens = sa.Table(
@@ -151,4 +152,8 @@ audit = sa.Table(
 )
 
 APPEND_ONLY = ("reports", "installations", "evaluations", "audit", "assignments")
-"""Tables whose rows are never changed or removed; triggers see to it."""
+"""Tables whose rows are never changed or removed; triggers see to it.
+
+A migration keeps its own list: what it did to databases out there stays done, whatever
+is added here later. A test compares this one with the triggers of a new database.
+"""

@@ -99,6 +99,8 @@ class DeviceView:
     """Of the newest window."""
     bytes_downloaded: int
     """Artefact bytes, since enrolment."""
+    retired_at: float | None = None
+    """When it was taken out of the fleet, Unix seconds; None while it belongs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,6 +262,7 @@ def device_view(record: DeviceRecord, newest: Release | None) -> DeviceView:
         first_token_ms=telemetry.first_token_ms,
         peak_rss_mib=telemetry.peak_rss_mib,
         bytes_downloaded=telemetry.bytes_downloaded,
+        retired_at=record.retired_at,
     )
 
 

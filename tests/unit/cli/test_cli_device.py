@@ -10,6 +10,7 @@ import pytest
 from slmops.registry.keys import SigningKey
 from slmops.testing.live_control import LiveControl, Slmops
 from slmops.testing.scripted_device import ScriptedDevice
+from slmops.wire import codec
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +102,23 @@ def test_a_class_is_explained_condition_by_condition(
     assert tree.keys() == {"device", "release", "fits"}
 
 
+def test_a_retired_device_leaves_the_list_and_stays_on_record(
+    slmops: Slmops, live: LiveControl
+) -> None:
+    device = live.enrol("stolen")
+    retired = slmops("device", "retire", "stolen")
+    assert (retired.code, "stolen is retired" in retired.out) == (0, True)
+    raw = codec.encode_json(device.request())
+    refused = live.http.post("/v1/sync", content=raw, headers=device.headers())
+    assert refused.status_code == 403
+    again = json.loads(slmops("device", "retire", "stolen", "--json").out)
+    assert again["device"]["retired_at"]
+    assert "stolen" not in slmops("device", "list").out
+    assert "stolen" not in slmops("device", "list", "--json").out
+    assert re.search(r"stolen .* retired", slmops("device", "list", "--all").out)
+    assert "retired" in slmops("device", "show", "stolen").out
+
+
 def test_what_a_device_says_of_itself_does_not_steer_the_terminal(
     slmops: Slmops, live: LiveControl
 ) -> None:
@@ -115,7 +133,7 @@ def test_what_a_device_says_of_itself_does_not_steer_the_terminal(
     assert tree["device"]["labels"]["site"] == evil, "JSON is exact"
 
 
-@pytest.mark.parametrize("command", ["show", "explain"])
+@pytest.mark.parametrize("command", ["show", "explain", "retire"])
 def test_an_unknown_device_exits_with_3(slmops: Slmops, command: str) -> None:
     ran = slmops("device", command, "nobody")
     assert ran.code == 3

@@ -139,6 +139,59 @@ class StoreContract:
         again = replace(store.device("a"), id="other")
         assert store.enrol(again, token_hash="token of a", now=2.0) == "a"
 
+    def test_an_enrolment_is_audited_once_however_often_it_is_sent(
+        self, store: Store
+    ) -> None:
+        enrol(store, "a")
+        for _ in range(3):
+            store.enrol(store.device("a"), token_hash="token of a", now=2.0)
+        assert [(one.actor, one.action, one.at) for one in store.audit()] == [
+            ("device:a", "device.enrol", 1.0)
+        ]
+
+    def test_a_retired_device_is_trusted_no_more_and_stays_on_record(
+        self, store: Store
+    ) -> None:
+        enrol(store, "a")
+        store.open_session("a", counter=1, token_hash="s1", expires_at=9.0)
+        assert store.retire("a", now=5.0)
+        assert not store.retire("a", now=6.0), "idempotent"
+        assert store.session("s1") is None
+        with pytest.raises(UntrustedError, match="a was retired"):
+            store.open_session("a", counter=2, token_hash="s2", expires_at=9.0)
+        with pytest.raises(UntrustedError, match="a was retired"):
+            store.record_sync(replace(change("a"), reports=(report(1),)))
+        assert store.device("a").retired_at == 5.0
+        assert [one.action for one in store.audit()] == [
+            "device.retire",
+            "device.enrol",
+        ]
+        with pytest.raises(NotFoundError):
+            store.retire("nobody", now=5.0)
+
+    def test_neither_key_nor_name_of_a_retired_device_enrols_again(
+        self, store: Store
+    ) -> None:
+        enrol(store, "a")
+        gone = store.device("a")
+        store.retire("a", now=5.0)
+        store.add_enrolment_token("second", expires_at=100.0)
+        for token in ("token of a", "second"):
+            with pytest.raises(UntrustedError, match="new token and a new key"):
+                store.enrol(replace(gone, id="b"), token_hash=token, now=6.0)
+        fresh = replace(gone, public_key="cd" * 32)
+        with pytest.raises(ConflictError, match="choose another --name"):
+            store.enrol(fresh, token_hash="second", now=6.0)
+        assert store.enrol(replace(fresh, id="b"), token_hash="second", now=6.0) == "b"
+
+    def test_a_member_that_is_left_out_is_none_any_more(self, store: Store) -> None:
+        enrol(store, "a", "b")
+        rollout = start(store, "a", "b")
+        out = LeftOut(device="a", reason="retired")
+        store.commit(Commit(rollout=rollout, at=5.0, left_out=(out,)))
+        assert [one.member.device for one in store.members("r-1")] == ["b"]
+        assert store.left_out("r-1") == (out,)
+
     def test_an_expired_token_enrols_nobody(self, store: Store) -> None:
         store.add_enrolment_token("late", expires_at=1.0)
         device = DeviceRecord(

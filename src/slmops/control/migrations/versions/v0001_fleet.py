@@ -31,6 +31,7 @@ def _credentials() -> None:
         sa.Column("labels", sa.Text, nullable=False),
         sa.Column("status", sa.Text, nullable=False),
         sa.Column("telemetry", sa.Text, nullable=False),
+        sa.Column("retired_at", sa.Float),
     )
     op.create_table(
         "tokens",
