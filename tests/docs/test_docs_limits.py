@@ -10,7 +10,7 @@ import pytest
 from slmops.agent.settings import AgentSettings
 from slmops.cli.reference.limits import LIMITS, Limit
 from slmops.control.settings import ControlSettings
-from slmops.domain.blueprint import Blueprint, EvaluationPlan
+from slmops.domain.blueprint import Blueprint, EvaluationPlan, RolloutPolicy
 from slmops.domain.device import DeviceClass, Range
 from slmops.domain.errors import InvalidInputError
 from slmops.registry.workspace import Workspace
@@ -20,8 +20,9 @@ REQUIRED: dict[type, dict[str, Any]] = {
     DeviceClass: {"name": "a"},
     AgentSettings: {"server": "http://a", "device": "a", "director_key": "0" * 64},
     ControlSettings: {"workspace": Workspace(root=Path("a"))},
-    # So that `window_tokens` can be probed without meeting the other limit.
+    # So that `window_tokens`, `probation_s` can be probed without meeting the other limit.
     EvaluationPlan: {"max_tokens": 10**12},
+    RolloutPolicy: {"deadline_s": 1e12},
 }
 KINDS = (*documents_in(Blueprint), AgentSettings, ControlSettings)
 NUMBERS = [
@@ -66,6 +67,10 @@ def test_a_number_may_be_what_the_page_says_and_nothing_else(
     if (kind, name) == (EvaluationPlan, "max_tokens"):
         assert accepts(kind, name, EvaluationPlan().window_tokens)
         assert not accepts(kind, name, EvaluationPlan().window_tokens - 1)
+        return
+    if (kind, name) == (RolloutPolicy, "deadline_s"):
+        assert accepts(kind, name, 2 * RolloutPolicy().probation_s)
+        assert not accepts(kind, name, 2 * RolloutPolicy().probation_s - 1)
         return
     inside, outside = probes(limit, whole=whole)
     if limit.least is None and limit.above is None:

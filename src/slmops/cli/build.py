@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slmops.cli import render
+from slmops.cli.card_figures import peak_figure, speed_remarks
 from slmops.registry.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _row(candidate: "Candidate", result: "BuildResult") -> tuple[object, ...]:
         round(fidelity.perplexity.value, 2),
         round(speed.decode_tokens_per_s.value, 1) if speed else None,
         round(speed.first_token_ms.value) if speed else None,
-        round(speed.peak_rss_mib) if speed else None,
+        peak_figure(speed) if speed else None,
     )
 
 
@@ -169,11 +170,12 @@ def _bounds(estimate: "Estimate", digits: int) -> str:
 
 
 def _remarks(result: "BuildResult") -> list[str]:
+    first = result.blueprint.classes[0]
     lines = [
         "KLD in nats over the reference's 256 likeliest tokens and the rest as one: a"
         " lower bound; in brackets 95 % bounds",
-        f"speed and memory as class {result.blueprint.classes[0].name} runs it; every"
-        " class's are on the page",
+        f"speed and memory as class {first.name} runs it; every class's are on the page",
+        *speed_remarks(c.card.speed_for(first) for c in result.candidates),
     ]
     if result.model.source_quantization:
         grid = result.model.source_quantization

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from slmops.cli import render
+from slmops.cli.card_figures import peak_figure, speed_remarks
 from slmops.registry.workspace import Workspace
 
 if TYPE_CHECKING:
     from slmops.domain.ids import Digest
-    from slmops.domain.release import Release, Variant
+    from slmops.domain.release import Release, Speed, Variant
     from slmops.registry.catalog import Catalog
 
 _MIB = 1 << 20
@@ -191,8 +192,7 @@ def _render(found: "Release") -> None:
 def _row(variant: "Variant", found: "Release") -> tuple[object, ...]:
     card = variant.card
     kld, top1 = card.fidelity.mean_kld, card.fidelity.same_top1
-    first = next(one for one in found.classes if one.name in variant.classes)
-    speed = card.speed_for(first)
+    speed = _speed(variant, found)
     return (
         ", ".join(variant.classes),
         card.quantization,
@@ -200,9 +200,15 @@ def _row(variant: "Variant", found: "Release") -> tuple[object, ...]:
         f"{kld.value:.4f} ({kld.low:.4f} to {kld.high:.4f})",
         f"{top1.value:.3f} ({top1.low:.3f} to {top1.high:.3f})",
         round(speed.decode_tokens_per_s.value, 1) if speed else None,
-        round(speed.peak_rss_mib) if speed else None,
+        peak_figure(speed) if speed else None,
         variant.digest[:19],
     )
+
+
+def _speed(variant: "Variant", found: "Release") -> "Speed | None":
+    """Return what was measured as the first of the variant's classes runs it."""
+    first = next(one for one in found.classes if one.name in variant.classes)
+    return variant.card.speed_for(first)
 
 
 def _remarks(found: "Release") -> list[str]:
@@ -211,6 +217,7 @@ def _remarks(found: "Release") -> list[str]:
         f"the reference was dequantized from {grid}: figures of that type are flattered"
         for grid in sorted(grids)
     ]
+    lines += speed_remarks(_speed(variant, found) for variant in found.variants)
     if found.forced:
         lines.append(f"forced below the quality floor: {found.forced.reason}")
         lines.extend(f"  {violation}" for violation in found.forced.violations)

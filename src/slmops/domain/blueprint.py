@@ -137,7 +137,8 @@ class RolloutPolicy:
     soak_s: float = 3600.0
     """Watching time after the last device of a wave has committed."""
     deadline_s: float = 86400.0
-    """Silence this long after an offer counts as a failure."""
+    """Silence this long after an offer counts as a failure; at least twice
+    `probation_s`."""
     min_per_class: int = 1
     """Devices of each class in a wave that must have succeeded before the next starts."""
     probation_s: float = 60.0
@@ -161,6 +162,14 @@ class RolloutPolicy:
         if not self.deadline_s > 0:
             raise InvalidInputError(
                 f"rollout.deadline_s must be > 0, got {self.deadline_s:g}"
+            )
+        # The other half is for hearing of the offer, the download, the trial and the
+        # report. A shorter one calls every healthy device silent.
+        if not self.deadline_s >= 2 * self.probation_s:
+            raise InvalidInputError(
+                "rollout.deadline_s must be at least twice rollout.probation_s: a device"
+                f" cannot commit before its probation of {self.probation_s:g} s ends,"
+                f" got {self.deadline_s:g}"
             )
 
 

@@ -115,7 +115,8 @@ class Budget:
     disk_mib: float | None = None
     """Size of one variant on disk, MiB (a device holds two: active and previous)."""
     first_token_ms: float | None = None
-    """95th percentile of time to first token on the standard prompt."""
+    """Slow end of the time to first token on the standard prompt: of fewer than 20 timed
+    runs the slowest, else their 95th percentile."""
     decode_tokens_per_s: float | None = None
     """Least decode speed."""
 

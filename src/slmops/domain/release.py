@@ -92,8 +92,8 @@ class Speed:
     """Length of the standard prompt."""
     first_token_ms: Estimate
     """Time to first token: median, with min and max."""
-    first_token_p95_ms: float
-    """95th percentile of it."""
+    first_token_tail_ms: float
+    """Slow end of it: of fewer than 20 `runs` the slowest, else the 95th percentile."""
     prefill_tokens_per_s: Estimate
     """Prompt processing speed."""
     decode_tokens_per_s: Estimate
@@ -102,19 +102,30 @@ class Speed:
     """Process start to ready."""
     peak_rss_mib: float
     """VmHWM of the model's process with its context full: its own peak over the runs, and
-    what filling the context adds, which is measured on one variant for all."""
+    what filling the context adds, which is measured on one variant for all. The last
+    `extrapolated_mib` of it were not measured."""
     rss_anon_mib: float
     """Part of it that is private: KV cache, scratch, code."""
     rss_file_mib: float
     """Part that is mapped from files: mostly weights."""
     machine: str
     """Fingerprint of the machine that measured: CPU model, cores, runtime version."""
+    runs: int
+    """Timed requests behind every time and speed here."""
     timed_context_tokens: int | None = None
     """Context at which the times were taken, when it is not `context_tokens`: with equal
     threads and prompt they do not depend on it, memory does. None: the same."""
     filled_tokens: int | None = None
     """Tokens that really filled the context when memory was measured; what a longer
     context adds was extrapolated. None: only the standard prompt was in it."""
+    extrapolated_mib: float = 0.0
+    """Part of `peak_rss_mib` and `rss_anon_mib` that was not measured: what the context
+    beyond `filled_tokens` would add."""
+
+    @property
+    def measured_peak_mib(self) -> float:
+        """Part of the peak that was measured, with `filled_tokens` in the context."""
+        return self.peak_rss_mib - self.extrapolated_mib
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from slmops.domain.blueprint import QualityFloor
 from slmops.domain.device import Budget, DeviceClass
-from slmops.domain.release import Card
+from slmops.domain.release import Card, Speed
+from slmops.runtimes.speed import LEAST_RUNS_FOR_P95
 from slmops.workshop.build_result import Candidate
 
 LEAST_CONTROL_KLD = 1e-3
@@ -97,10 +98,10 @@ def _budget_excesses(card: Card, device_class: DeviceClass) -> list[Excess]:
             found.append(Excess(ratio=1e9, text="its speed was not measured"))
     else:
         found += [
-            _over("peak memory", speed.peak_rss_mib, budget.memory_mib, "MiB"),
+            _over(_peak_named(speed), speed.peak_rss_mib, budget.memory_mib, "MiB"),
             _over(
-                "time to first token (p95)",
-                speed.first_token_p95_ms,
+                f"time to first token ({tail_name(speed.runs)})",
+                speed.first_token_tail_ms,
                 budget.first_token_ms,
                 "ms",
             ),
@@ -112,6 +113,24 @@ def _budget_excesses(card: Card, device_class: DeviceClass) -> list[Excess]:
             ),
         ]
     return [excess for excess in found if excess is not None]
+
+
+def tail_name(runs: int) -> str:
+    """Name what `Speed.first_token_tail_ms` is of so many runs.
+
+    >>> tail_name(5), tail_name(20)
+    ('worst of 5 runs', 'p95 of 20 runs')
+    """
+    return f"{'worst' if runs < LEAST_RUNS_FOR_P95 else 'p95'} of {runs} runs"
+
+
+def _peak_named(speed: Speed) -> str:
+    if not speed.extrapolated_mib:
+        return "peak memory"
+    return (
+        f"peak memory (measured to {speed.measured_peak_mib:.1f} MiB at"
+        f" {speed.filled_tokens} tokens, extrapolated to {speed.context_tokens})"
+    )
 
 
 def _needs_speed(budget: Budget) -> bool:

@@ -118,12 +118,14 @@ def measure_growth(setting: SpeedSetting, artefact: Artefact) -> ContextGrowth:
 def with_full_context(speed: Speed, growth: ContextGrowth) -> Speed:
     """Add what a full context takes to a speed whose memory is the standard prompt's."""
     missing = max(speed.context_tokens - growth.filled_tokens, 0)
-    added = growth.growth_mib + missing * growth.per_token_mib
+    extrapolated = missing * growth.per_token_mib
+    added = growth.growth_mib + extrapolated
     return replace(
         speed,
         peak_rss_mib=speed.peak_rss_mib + added,
         rss_anon_mib=speed.rss_anon_mib + added,
         filled_tokens=growth.filled_tokens,
+        extrapolated_mib=extrapolated,
     )
 
 

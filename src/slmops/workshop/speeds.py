@@ -25,8 +25,8 @@ from slmops.runtimes.address import open_client
 from slmops.runtimes.speed import (
     SpeedRun,
     machine_fingerprint,
-    quantile,
     run_once,
+    slow_tail,
 )
 from slmops.runtimes.worker import Worker
 from slmops.wire.codec import decode_json, encode_json
@@ -52,7 +52,6 @@ MEMORY_SHARE = 0.5
 """Share of the machine's memory that a group's workers may take together."""
 WORKER_BYTES = 256 * 2**20
 """Expected beside the weights: code, KV cache, scratch."""
-_P95 = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,7 +248,7 @@ def _speed(setting: SpeedSetting, worker: Worker, runs: Sequence[SpeedRun]) -> S
         context_tokens=setting.context_tokens,
         prompt_tokens=runs[0].prompt_tokens,
         first_token_ms=median_of_runs(first),
-        first_token_p95_ms=quantile(first, _P95),
+        first_token_tail_ms=slow_tail(first),
         prefill_tokens_per_s=median_of_runs([r.prefill_tokens_per_s for r in runs]),
         decode_tokens_per_s=median_of_runs([r.decode_tokens_per_s for r in runs]),
         load_ms=worker.load_ms,
@@ -257,6 +256,7 @@ def _speed(setting: SpeedSetting, worker: Worker, runs: Sequence[SpeedRun]) -> S
         rss_anon_mib=memory.anon_mib,
         rss_file_mib=memory.file_mib,
         machine=machine_fingerprint(setting.build.runtime),
+        runs=len(runs),
     )
 
 

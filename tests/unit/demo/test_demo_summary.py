@@ -65,7 +65,7 @@ def test_a_class_s_figures_are_those_measured_in_its_own_settings() -> None:
             context_tokens=context_tokens,
             prompt_tokens=64,
             first_token_ms=figure,
-            first_token_p95_ms=decode,
+            first_token_tail_ms=decode,
             prefill_tokens_per_s=figure,
             decode_tokens_per_s=figure,
             load_ms=1.0,
@@ -73,6 +73,7 @@ def test_a_class_s_figures_are_those_measured_in_its_own_settings() -> None:
             rss_anon_mib=1.0,
             rss_file_mib=1.0,
             machine="test",
+            runs=3,
         )
 
     classes = (

@@ -50,7 +50,14 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no alpha": (lambda: RolloutPolicy(alpha=0), r"alpha must be in \(0, 1\)"),
     "negative soak": (lambda: RolloutPolicy(soak_s=-1), "soak_s must be >= 0, got -1"),
-    "no deadline": (lambda: RolloutPolicy(deadline_s=0), "deadline_s must be > 0"),
+    "no deadline": (
+        lambda: RolloutPolicy(deadline_s=0, probation_s=0),
+        "deadline_s must be > 0",
+    ),
+    "a deadline that no probation meets": (
+        lambda: RolloutPolicy(deadline_s=119, probation_s=60),
+        "at least twice rollout.probation_s: .* of 60 s ends, got 119",
+    ),
     "no model": (
         lambda: Blueprint(name="a", model="", classes=CLASSES),
         "model must name an imported model",

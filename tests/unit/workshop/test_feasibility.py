@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from slmops.domain.blueprint import QualityFloor
 from slmops.domain.device import Budget, DeviceClass
 from slmops.domain.release import Estimate
+from slmops.runtimes.speed import LEAST_RUNS_FOR_P95, slow_tail
 from slmops.testing.sample_build import SampleFigures, sample_candidate
 from slmops.workshop.build_result import Candidate
 from slmops.workshop.feasibility import (
@@ -69,7 +70,7 @@ def test_peak_memory_and_disk_and_first_token_are_limits(share: float) -> None:
     limits = {
         "memory_mib": speed.peak_rss_mib,
         "disk_mib": found.card.bytes / 2**20,
-        "first_token_ms": speed.first_token_p95_ms,
+        "first_token_ms": speed.first_token_tail_ms,
     }
     for name, value in limits.items():
         budget = Budget(**{name: share * value})
@@ -119,3 +120,36 @@ def test_equal_to_the_limit_is_enough() -> None:
     fidelity = replace(found.card.fidelity, mean_kld=exact)
     card = replace(found.card, fidelity=fidelity)
     assert floor_violations(card, RULES) == ()
+
+
+def test_what_misses_a_budget_says_what_of_it_was_not_measured() -> None:
+    found = candidate()
+    speed = replace(
+        found.card.speed[0],
+        context_tokens=1024,
+        filled_tokens=900,
+        peak_rss_mib=300.0,
+        extrapolated_mib=40.0,
+    )
+    found = replace(found, card=replace(found.card, speed=(speed,)))
+    assert reasons(found, Budget(memory_mib=280)) == (
+        "peak memory (measured to 260.0 MiB at 900 tokens, extrapolated to 1024)"
+        " 300.0 MiB is above the budget 280"
+    )
+
+
+def test_few_runs_must_meet_the_first_token_budget_with_their_worst() -> None:
+    assert reasons(candidate(), Budget(first_token_ms=339)) == (
+        "time to first token (worst of 5 runs) 340.0 ms is above the budget 339"
+    )
+
+
+@given(st.lists(st.floats(1, 1000), min_size=1, max_size=40))
+def test_the_tail_is_the_worst_of_few_runs_and_a_percentile_of_many(
+    runs: list[float],
+) -> None:
+    tail = slow_tail(runs)
+    if len(runs) < LEAST_RUNS_FOR_P95:
+        assert tail == max(runs)
+    else:
+        assert sum(run > tail for run in runs) <= len(runs) * 0.05 + 1

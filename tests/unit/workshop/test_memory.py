@@ -52,6 +52,8 @@ def test_a_full_context_never_takes_less_and_the_rest_is_a_line(
     assert found.rss_anon_mib == pytest.approx(before.rss_anon_mib + added)
     assert found.rss_file_mib == before.rss_file_mib
     assert found.filled_tokens == filled
+    assert found.extrapolated_mib == max(context - filled, 0) * per_token
+    assert found.measured_peak_mib == pytest.approx(before.peak_rss_mib + growth)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from slmops.domain.ids import Digest
 from slmops.testing.sample_build import SAMPLE_FIGURES, SampleFigures, sample_build
 from slmops.wire.codec import decode_json, document_digest
-from slmops.workshop.build_result import BuildResult
+from slmops.workshop.build_result import BuildResult, Candidate
 from slmops.workshop.report.chart import ChartFiles, draw_chart, pareto_spec
 from slmops.workshop.report.page import build_page, write_report
 
@@ -116,6 +116,37 @@ def test_the_page_says_what_its_figures_are_not(page: Page) -> None:
     assert "flattered: Q4_1 grid" in page.text
     assert "Measured, not modelled" in page.text
     assert "first quarter only gives context" in page.text
+
+
+def test_measured_and_extrapolated_memory_never_share_a_column(
+    build: BuildResult, chart: ChartFiles
+) -> None:
+    def extrapolated(candidate: Candidate) -> Candidate:
+        speed = replace(
+            candidate.card.speed[0],
+            context_tokens=8192,
+            filled_tokens=1946,
+            peak_rss_mib=431.0,
+            rss_anon_mib=331.0,
+            extrapolated_mib=120.0,
+        )
+        return replace(candidate, card=replace(candidate.card, speed=(speed,)))
+
+    candidates = tuple(extrapolated(c) for c in build.candidates)
+    text = page_of(replace(build, candidates=candidates), chart).text
+    assert "peak MiB, extrapolated to all of the context" in text
+    for candidate in candidates:
+        mapped = f"{candidate.card.speed[0].rss_file_mib:.0f}"
+        assert f"{candidate.quantization} 1 8192 1946 311 211 {mapped} ~431" in text
+
+
+def test_the_tail_of_few_runs_is_called_their_worst(
+    page: Page, build: BuildResult
+) -> None:
+    assert "worst of 5 runs, ms" in page.text
+    assert "p95" not in page.text
+    for candidate in build.candidates:
+        assert f"{candidate.quantization} 1 1024 " in page.text, "timed at context"
 
 
 def test_a_genuine_reference_has_nothing_flattered(chart: ChartFiles) -> None:

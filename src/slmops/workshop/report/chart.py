@@ -245,7 +245,10 @@ def _role(result: BuildResult, candidate: Candidate) -> str:
 def _decode_title(result: BuildResult) -> str:
     first = result.blueprint.classes[0]
     threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
-    return f"decode, tokens/s ({threads}; bars: range of all runs)"
+    speed = result.control.card.speed_for(first)
+    timed = speed.timed_context_tokens if speed else None
+    context = timed or first.context_tokens
+    return f"decode, tokens/s ({threads}, context {context}; bars: range of all runs)"
 
 
 def _domain(values: list[float]) -> list[float]:

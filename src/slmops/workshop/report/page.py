@@ -12,6 +12,7 @@ from slmops.domain.release import Estimate, Speed
 from slmops.registry.blobs import write_atomically
 from slmops.wire.codec import document_digest, encode_json_pretty
 from slmops.workshop.build_result import BuildResult, Candidate, ClassSelection
+from slmops.workshop.feasibility import tail_name
 from slmops.workshop.report.chart import (
     ChartFiles,
     chart_script,
@@ -63,7 +64,7 @@ def build_page(result: BuildResult, chart: ChartFiles) -> str:
 <div class="choices">{_join(_choice(result, s) for s in result.selection)}</div>
 <h2>Fidelity against size and speed</h2>
 <figure>
-<div id="chart" role="img" aria-label="Pareto plot; the table below has its figures">{chart.svg}</div>
+<div class="scroll"><div id="chart" role="img" aria-label="Pareto plot; the table below has its figures">{chart.svg}</div></div>
 <figcaption>{_caption(result)}</figcaption>
 </figure>
 <h2>All candidates</h2>
@@ -183,10 +184,12 @@ def _fidelity_row(result: BuildResult, candidate: Candidate) -> str:
 
 
 def _speed_table(result: BuildResult) -> str:
+    tail = tail_name(result.blueprint.evaluation.speed_runs)
     head = (
         '<tr><th>type</th><th class="n">threads</th>'
+        '<th class="n">timed at context</th>'
         '<th class="n">decode tok/s</th><th class="n">prefill tok/s</th>'
-        '<th class="n">first token ms</th><th class="n">p95 ms</th>'
+        f'<th class="n">first token ms</th><th class="n">{tail}, ms</th>'
         '<th class="n">load ms</th></tr>'
     )
     rows = [
@@ -198,7 +201,8 @@ def _speed_table(result: BuildResult) -> str:
     return (
         f"{_table(head, rows)}"
         '<p class="soft">Medians with the range of all runs, at the largest context that a'
-        " class with so many threads asks for. Measured, not modelled;"
+        " class with so many threads asks for; shorter ones are not timed again and count"
+        " as equally fast. Measured, not modelled;"
         " the 16-bit reference is not timed: no class could be served by it.</p>"
     )
 
@@ -206,9 +210,10 @@ def _speed_table(result: BuildResult) -> str:
 def _speed_row(name: str, speed: Speed) -> str:
     return (
         f'<tr><td>{escape(name)}</td><td class="n">{speed.threads}</td>'
+        f'<td class="n">{speed.context_tokens}</td>'
         f"{_cell(speed.decode_tokens_per_s, 1)}{_cell(speed.prefill_tokens_per_s, 0)}"
         f"{_cell(speed.first_token_ms, 0)}"
-        f'<td class="n">{speed.first_token_p95_ms:.0f}</td>'
+        f'<td class="n">{speed.first_token_tail_ms:.0f}</td>'
         f'<td class="n">{speed.load_ms:.0f}</td></tr>'
     )
 
@@ -216,38 +221,36 @@ def _speed_row(name: str, speed: Speed) -> str:
 def _memory_table(result: BuildResult) -> str:
     head = (
         '<tr><th>type</th><th class="n">threads</th><th class="n">context</th>'
-        '<th class="n">peak RSS MiB</th><th class="n">private MiB</th>'
-        '<th class="n">mapped MiB</th></tr>'
+        '<th class="n">tokens in it</th><th class="n">peak RSS MiB, measured</th>'
+        '<th class="n">private MiB</th><th class="n">mapped MiB</th>'
+        '<th class="n">peak MiB, extrapolated to all of the context</th></tr>'
     )
     rows = [
-        f'<tr><td>{escape(candidate.quantization)}</td><td class="n">{speed.threads}</td>'
-        f'<td class="n">{speed.context_tokens}</td>'
-        f'<td class="n">{speed.peak_rss_mib:.0f}</td>'
-        f'<td class="n">{speed.rss_anon_mib:.0f}</td>'
-        f'<td class="n">{speed.rss_file_mib:.0f}</td></tr>'
+        _memory_row(candidate.quantization, speed)
         for candidate in result.candidates
         for speed in candidate.card.speed
     ]
     return (
         f"{_table(head, rows)}"
-        '<p class="soft">Of the serving process with its context full: each variant\'s own'
-        " peak with the standard prompt, and what filling the context adds, measured on one"
+        '<p class="soft">Of the serving process: each variant\'s own peak with the standard'
+        " prompt, and what filling the context to the tokens named adds, measured on one"
         " variant for all. Private: KV cache, scratch, reordered weights; mapped: weights"
-        f" and code, which several processes share.{_extrapolated(result)}</p>"
+        " and code, which several processes share. The last column is modelled: a line"
+        " through the measured points, drawn on to the whole context. Budgets are compared"
+        " with it.</p>"
     )
 
 
-def _extrapolated(result: BuildResult) -> str:
-    contexts = {
-        speed.context_tokens: speed.filled_tokens
-        for candidate in result.candidates
-        for speed in candidate.card.speed
-        if speed.filled_tokens and speed.filled_tokens < 0.9 * speed.context_tokens
-    }
-    return _join(
-        f" Context {context} was filled with {filled} tokens; what the rest adds is"
-        " extrapolated, not measured."
-        for context, filled in sorted(contexts.items())
+def _memory_row(name: str, speed: Speed) -> str:
+    measured_private = speed.rss_anon_mib - speed.extrapolated_mib
+    return (
+        f'<tr><td>{escape(name)}</td><td class="n">{speed.threads}</td>'
+        f'<td class="n">{speed.context_tokens}</td>'
+        f'<td class="n">{speed.filled_tokens or speed.prompt_tokens}</td>'
+        f'<td class="n">{speed.measured_peak_mib:.0f}</td>'
+        f'<td class="n">{measured_private:.0f}</td>'
+        f'<td class="n">{speed.rss_file_mib:.0f}</td>'
+        f'<td class="n modelled">~{speed.peak_rss_mib:.0f}</td></tr>'
     )
 
 

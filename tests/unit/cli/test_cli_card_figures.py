@@ -1,0 +1,32 @@
+"""Tables show what was extrapolated with a sign, and say where speed was timed."""
+
+from dataclasses import replace
+
+from slmops.cli.card_figures import peak_figure, speed_remarks
+from slmops.domain.release import Speed
+from slmops.testing.sample_build import SAMPLE_FIGURES, sample_candidate
+
+
+def speed(context_tokens: int, extrapolated_mib: float) -> Speed:
+    return replace(
+        sample_candidate(SAMPLE_FIGURES[0]).card.speed[0],
+        context_tokens=context_tokens,
+        timed_context_tokens=8192,
+        filled_tokens=1946,
+        peak_rss_mib=300.2,
+        extrapolated_mib=extrapolated_mib,
+    )
+
+
+def test_only_a_visible_extrapolation_is_marked() -> None:
+    assert peak_figure(speed(2048, 0.2)) == 300
+    assert peak_figure(speed(8192, 90.0)) == "~300"
+
+
+def test_the_remarks_name_the_contexts_that_were_timed_and_filled() -> None:
+    assert speed_remarks([speed(2048, 0.2), None]) == ["speed: timed at context 8192"]
+    assert speed_remarks([speed(8192, 90.0), speed(8192, 90.0)]) == [
+        "speed: timed at context 8192",
+        "~ extrapolated: measured with 1946 tokens in the context of 8192",
+    ]
+    assert speed_remarks([None]) == []
