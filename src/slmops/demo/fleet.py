@@ -104,14 +104,10 @@ class Fleet:
         """Ask a device through the `openai` client, as an application would.
 
         Raises:
-            UnavailableError: the client is not installed.
+            ModuleNotFoundError: the client is not installed; the command line says how.
         """
-        try:
-            import openai
-        except ImportError:
-            raise UnavailableError(
-                "the demo asks through the openai client: pip install 'slmops[demo]'"
-            ) from None
+        import openai
+
         url = self._endpoints[name]
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="local", max_retries=0)
         completion = client.chat.completions.create(

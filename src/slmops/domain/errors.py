@@ -57,7 +57,7 @@ class OverBudgetError(SlmopsError):
 
 
 class UnavailableError(SlmopsError):
-    """Something needed is not there now: retry later, or install it."""
+    """Something needed is not there now: retry later."""
 
     code = "unavailable"
     http_status = 503

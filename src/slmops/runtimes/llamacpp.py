@@ -39,7 +39,8 @@ class LlamaCppRuntime:
         """
         if importlib.util.find_spec(_PACKAGE) is None:
             raise UnavailableError(
-                "runtime llamacpp is not installed: pip install 'slmops[llamacpp]'"
+                "runtime llamacpp is not installed:"
+                " in slmops' source folder, pip install '.[llamacpp]'"
             )
         return metadata.version(_PACKAGE)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slmops.domain.blueprint import CONTROL_QUANTIZATION, Blueprint
-from slmops.domain.errors import InvalidInputError
+from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.domain.ids import Digest
 from slmops.domain.release import ModelRecord
 from slmops.registry.workspace import Workspace
@@ -99,10 +99,11 @@ def run_build(
 
     Raises:
         NotFoundError: the model is not imported, or a text does not exist.
-        InvalidInputError: unknown candidates, a text that is too short, a damaged model.
+        InvalidInputError: unknown candidates, a text that is too short, a damaged model,
+            or a runtime that is not installed.
         OverBudgetError: no candidate fits a class; names the nearest miss.
         UntrustedError: the reference's bytes have changed.
-        UnavailableError: the runtime is not installed, or a child process was killed.
+        UnavailableError: a child process was killed.
     """
     options = options or BuildOptions()
     if options.candidates is not None:
@@ -197,7 +198,11 @@ def _common_runtime(blueprint: Blueprint) -> str:
             f" one that serves it; got {', '.join(names)}"
         )
     runtime = load_runtime(names[0])
-    runtime.version()
+    try:
+        runtime.version()
+    except UnavailableError as error:
+        # Not there is not "not there now": trying again would change nothing.
+        raise InvalidInputError(f"classes: {error}") from None
     if FORMAT not in runtime.formats:
         raise InvalidInputError(
             f"classes: runtime {names[0]} must load {FORMAT} files, it loads"

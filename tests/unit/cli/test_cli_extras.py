@@ -24,9 +24,25 @@ def test_an_extras_packages_are_those_of_the_project_file(extra: str) -> None:
         OTHER_NAMES.get(name[0], name[0].replace("-", "_")) for name in names if name
     }
     # numpy comes with two extras; the larger one is named.
-    assert found - {"numpy"} == set(EXTRAS[extra]) - {"numpy"}
+    # `slmops` itself stands for its other extras.
+    assert found - {"numpy", "slmops"} == set(EXTRAS[extra]) - {"numpy"}
 
 
 def test_a_module_of_our_own_that_is_missing_is_a_bug_and_stays_one() -> None:
     assert extra_needed(ModuleNotFoundError(name="slmops.nothing")) is None
     assert extra_needed(ModuleNotFoundError()) is None
+
+
+def test_what_a_command_lacks_is_the_users_to_install_and_never_from_an_index() -> None:
+    for extra, packages in EXTRAS.items():
+        problem = extra_needed(ModuleNotFoundError(name=f"{packages[0]}.part"))
+        assert problem is not None
+        assert problem.exit_code == 2, "retrying changes nothing"
+        assert f"pip install '.[{extra}]'" in str(problem)
+
+
+def test_no_text_sends_anybody_to_an_index_where_the_name_is_free() -> None:
+    root = PROJECT.parent
+    texts = [*root.glob("src/**/*.py"), *root.glob("docs/**/*.md"), root / "README.md"]
+    found = [p for p in texts if "pip install 'slmops" in p.read_text(encoding="utf-8")]
+    assert found == []
