@@ -73,6 +73,7 @@ def _serve_control(listener: socket.socket) -> None:
             workspace=Workspace(root=Path(folder)),
             device_burst=10**9,
             device_rate_per_s=1e9,
+            device_news_burst_bytes=10**12,
         )
         app = create_app(settings)
         plane: Plane = app.state.plane

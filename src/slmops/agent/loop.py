@@ -20,8 +20,14 @@ from slmops.agent.slots import SlotStore
 from slmops.agent.telemetry import Telemetry
 from slmops.domain.device import DeviceFacts
 from slmops.domain.errors import InvalidInputError, SlmopsError, UntrustedError
+from slmops.domain.ids import Digest
 from slmops.domain.installation import ENDED, Event, State
-from slmops.domain.sync import Assignment, Report, SyncRequest
+from slmops.domain.sync import (
+    MAX_QUARANTINED_SENT,
+    Assignment,
+    Report,
+    SyncRequest,
+)
 
 _MAX_REPORTS_SENT = 50
 _LONGEST_STEP_S = 1.0
@@ -314,7 +320,11 @@ class AgentLoop:
             assignment=self._newest_sequence(),
             active=slots.active.installed if slots.active else None,
             previous=slots.previous.installed if slots.previous else None,
-            quarantined=tuple(entry.variant for entry in self.journal.quarantined()),
+            quarantined=self._quarantined(),
             installation=installation.report() if installation else None,
             reports=reports,
         )
+
+    def _quarantined(self) -> tuple[Digest, ...]:
+        entries = sorted(self.journal.quarantined(), key=lambda entry: entry.at)
+        return tuple(entry.variant for entry in entries[-MAX_QUARANTINED_SENT:])

@@ -9,7 +9,12 @@ from slmops.domain.golden import PromptScore
 from slmops.domain.ids import Digest
 from slmops.domain.installation import MAX_ENTRIES, Event, State, next_state
 from slmops.domain.release import GoldenSet
-from slmops.domain.sync import InstallationReport, Installed, TrialResult
+from slmops.domain.sync import (
+    MAX_REASON_CHARS,
+    InstallationReport,
+    Installed,
+    TrialResult,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,14 +113,17 @@ class Installation:
     """True when the failure is the variant's own: it is quarantined."""
 
     def report(self) -> InstallationReport:
-        """As the control plane sees it."""
+        """As the control plane sees it: reasons end where it would refuse them."""
+        trial = self.trial
+        if trial is not None:
+            trial = replace(trial, reason=trial.reason[:MAX_REASON_CHARS])
         return InstallationReport(
             assignment=self.assignment,
             state=self.state,
             entered_at=self.entered_at,
-            reason=self.reason,
+            reason=self.reason[:MAX_REASON_CHARS],
             bytes_downloaded=self.bytes_downloaded,
-            trial=self.trial,
+            trial=trial,
         )
 
 

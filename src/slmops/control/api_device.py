@@ -6,32 +6,33 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from slmops.control.auth import hash_token, new_token
-from slmops.control.http import json_answer, read_document
+from slmops.control.checks import (
+    check_facts,
+    check_labels,
+    check_sync,
+    require_range,
+)
+from slmops.control.http import json_answer, read_body, read_document
 from slmops.control.plane import Plane
 from slmops.control.records import (
     DeviceRecord,
     DeviceStatus,
     SyncChange,
 )
-from slmops.domain.device import DeviceFacts
-from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedError
-from slmops.domain.ids import check_name, parse_digest
-from slmops.domain.report import GRID_CELLS
+from slmops.domain.errors import NotFoundError, UntrustedError
+from slmops.domain.ids import check_name
 from slmops.domain.sync import (
     EnrolAnswer,
     EnrolRequest,
-    Installed,
-    Report,
     SessionAnswer,
     SessionRequest,
     SyncAnswer,
     SyncRequest,
 )
 from slmops.registry.keys import verify_signature
+from slmops.wire import codec
 
 NEXT_POLL = "Slmops-Next-Poll"
-_MAX_INTEGER = 2**53
-"""Integers beyond are not exact in every JSON reader."""
 
 
 async def enrol(plane: Plane, request: Request) -> Response:
@@ -40,7 +41,8 @@ async def enrol(plane: Plane, request: Request) -> Response:
     verify_signature(
         said.public_key, said.signature, f"slmops-enrol:{said.token}".encode()
     )
-    _check_facts(said.facts)
+    check_facts(said.facts)
+    check_labels(said.labels)
     name = said.name or f"device-{secrets.token_hex(4)}"
     now = plane.clock()
     record = DeviceRecord(
@@ -67,7 +69,7 @@ async def enrol(plane: Plane, request: Request) -> Response:
 async def open_session(plane: Plane, request: Request) -> Response:
     """Give a short-lived token for a signature of the device's key."""
     said = await read_document(request, SessionRequest)
-    _require_range("counter", said.counter, low=1)
+    require_range("counter", said.counter, low=1)
     try:
         record = await plane.run(plane.store.device, said.device)
     except NotFoundError:
@@ -91,14 +93,17 @@ async def open_session(plane: Plane, request: Request) -> Response:
 async def sync(plane: Plane, request: Request) -> Response:
     """Take in what a device says; answer with its assignment when it has a new one."""
     device = await plane.require_device(request)
-    said = await read_document(request, SyncRequest)
-    _check_sync(said)
+    body = await read_body(request)
+    said = codec.decode_json(body, SyncRequest, where=request.url.path, lenient=True)
+    check_sync(said)
+    plane.news_limit.require(device)
     now = plane.clock()
     result = await plane.run(plane.store.record_sync, _change(device, said, now))
     plane.saw(device, now)
     if result.facts_changed:
         plane.engine.devices_changed()
     if result.changed:
+        plane.news_limit.spend(device, len(body))
         plane.news()
     newest = result.newest
     if newest is None or newest.sequence <= said.assignment:
@@ -125,54 +130,3 @@ def _change(device: str, said: SyncRequest, now: float) -> SyncChange:
         ),
         reports=said.reports,
     )
-
-
-def _check_sync(said: SyncRequest) -> None:
-    """Check what types alone do not say."""
-    _check_facts(said.facts)
-    _require_range("assignment", said.assignment)
-    for digest in said.quarantined:
-        parse_digest(digest)
-    _check_installed(said.active)
-    _check_installed(said.previous)
-    if said.installation is not None:
-        _require_range("installation.assignment", said.installation.assignment)
-        _require_range(
-            "installation.bytes_downloaded", said.installation.bytes_downloaded
-        )
-    last = 0
-    for index, report in enumerate(said.reports):
-        where = f"reports[{index}]"
-        _require_range(f"{where}.sequence", report.sequence, low=last + 1)
-        last = report.sequence
-        _check_report(where, report)
-
-
-def _check_facts(facts: DeviceFacts) -> None:
-    for name in ("memory_mib", "disk_mib", "cpu_count"):
-        _require_range(f"facts.{name}", getattr(facts, name))
-
-
-def _check_installed(installed: Installed | None) -> None:
-    if installed is not None:
-        parse_digest(installed.variant)
-
-
-def _check_report(where: str, report: Report) -> None:
-    for name in ("requests", "failures", "output_tokens", "restarts"):
-        _require_range(f"{where}.{name}", getattr(report, name))
-    for name in ("first_token_ms", "decode_tokens_per_s"):
-        counts: tuple[int, ...] = getattr(report, name)
-        if len(counts) not in {0, GRID_CELLS}:
-            raise InvalidInputError(
-                f"{where}.{name} must have 0 or {GRID_CELLS} counts, got {len(counts)}"
-            )
-        for count in counts:
-            _require_range(f"{where}.{name}", count)
-
-
-def _require_range(where: str, value: int, *, low: int = 0) -> None:
-    if not low <= value <= _MAX_INTEGER:
-        raise InvalidInputError(
-            f"{where} must be in {low}..{_MAX_INTEGER}, got {value}"
-        )

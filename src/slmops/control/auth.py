@@ -86,26 +86,46 @@ class RateLimit:
         *,
         burst: int,
         rate_per_s: float,
+        what: str = "requests",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._burst = float(burst)
         self._rate = rate_per_s
+        self._what = what
         self._monotonic = monotonic
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, device: str) -> None:
-        """Count one request.
+        """Count one.
 
         Raises:
             UnavailableError: the device asks too often; it should wait and try again.
         """
-        now = self._monotonic()
-        left, at = self._buckets.pop(device, (self._burst, now))
-        left = min(self._burst, left + (now - at) * self._rate)
-        self._buckets[device] = (max(left - 1.0, 0.0), now)
+        self.require(device, least=1.0)
+        self.spend(device, 1.0)
+
+    def require(self, device: str, *, least: float = 0.0) -> None:
+        """Check that a device has something left.
+
+        Raises:
+            UnavailableError: it has not; it should wait and try again.
+        """
+        left, _ = self._left(device)
+        if left < least:
+            raise UnavailableError(
+                f"device {device} may make {self._rate:g} {self._what} a second:"
+                " slow down"
+            )
+
+    def spend(self, device: str, amount: float) -> None:
+        """Count what was used; it may be more than what was left, and is owed then."""
+        left, now = self._left(device)
+        self._buckets.pop(device, None)
+        self._buckets[device] = (left - amount, now)
         if len(self._buckets) > _REMEMBERED:
             self._buckets.popitem(last=False)
-        if left < 1.0:
-            raise UnavailableError(
-                f"device {device} may make {self._rate:g} requests a second: slow down"
-            )
+
+    def _left(self, device: str) -> tuple[float, float]:
+        now = self._monotonic()
+        left, at = self._buckets.get(device, (self._burst, now))
+        return min(self._burst, left + (now - at) * self._rate), now

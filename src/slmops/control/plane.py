@@ -51,6 +51,11 @@ class Plane:
         self.limit = RateLimit(
             burst=settings.device_burst, rate_per_s=settings.device_rate_per_s
         )
+        self.news_limit = RateLimit(
+            burst=settings.device_news_burst_bytes,
+            rate_per_s=settings.device_news_bytes_per_s,
+            what="bytes of news",
+        )
         self.clock = clock
         self.live = Live()
         self.wake = asyncio.Event()

@@ -36,6 +36,12 @@ class ControlSettings:
     """Requests a device may make at once before its rate limit holds."""
     device_rate_per_s: float = 10.0
     """Requests a device may make a second in the long run; 300 times the default poll."""
+    device_news_burst_bytes: int = 1_048_576
+    """What a device may tell that is new and stored, at once: more than all reports that
+    its agent keeps through an outage."""
+    device_news_bytes_per_s: float = 1_024.0
+    """What a device may tell that is new and stored in the long run, bytes a second; some
+    20 times what an agent with traffic tells."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:  # noqa: PLR2004 - TCP
@@ -43,6 +49,7 @@ class ControlSettings:
         for name in (
             *("poll_s", "session_s", "engine_s", "timestamp_s", "seen_flush_s"),
             *("device_burst", "device_rate_per_s"),
+            *("device_news_burst_bytes", "device_news_bytes_per_s"),
         ):
             if not getattr(self, name) > 0:
                 raise InvalidInputError(

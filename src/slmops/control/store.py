@@ -20,7 +20,7 @@ from slmops.control.records import (
     SyncResult,
 )
 from slmops.domain.rollout import Rollout
-from slmops.domain.sync import Assignment
+from slmops.domain.sync import Assignment, InstallationReport
 
 
 class DeviceStore(Protocol):
@@ -98,6 +98,13 @@ class DeviceStore(Protocol):
 
     def touch(self, seen: Mapping[str, float]) -> None:
         """Write when devices were last seen."""
+        ...
+
+    def installations(self, device: str) -> tuple[InstallationReport, ...]:
+        """Return the history of a device's installations, oldest first.
+
+        A row per change of state, for assignments it was given, at most 256 each.
+        """
         ...
 
     def reports(self, device: str) -> tuple[bytes, ...]:

@@ -26,8 +26,9 @@ from slmops.control.store_tables import (
     reports,
 )
 from slmops.domain.errors import NotFoundError
+from slmops.domain.installation import ENDED
 from slmops.domain.rollout import Member, Outcome
-from slmops.domain.sync import Assignment, Report
+from slmops.domain.sync import Assignment, InstallationReport, Report
 
 _LOOK = sa.select(
     devices.c.facts,
@@ -44,8 +45,24 @@ _LOOK = sa.select(
 """All the common sync reads, in one statement that is built once."""
 
 
+_MOST_ROWS = 256
+"""History of one installation; a device that goes back and forth fills no disk."""
+_MOST_ROWS_UNDECIDED = 240
+"""Leaves room for the outcome."""
+
+
 class SqlSyncs(SqlTables):
     """The part of `DeviceStore` that syncs and reports need."""
+
+    def installations(self, device: str) -> tuple[InstallationReport, ...]:
+        """Return the history of a device's installations, oldest first."""
+        with self.read() as connection:
+            rows = connection.execute(
+                sa.select(installations.c.document)
+                .where(installations.c.device == device)
+                .order_by(installations.c.number)
+            )
+            return tuple(decode(row.document, InstallationReport) for row in rows)
 
     def record_sync(self, change: SyncChange) -> SyncResult:
         """Take in one sync; the common one, where nothing is new, only reads."""
@@ -85,7 +102,8 @@ def _take_in(connection: sa.Connection, change: SyncChange) -> SyncResult:
     )
     newest = newest_assignment(connection, change.device)
     if row["status"] != told["status"]:
-        _append_installation(connection, change, before)
+        sequence = newest.sequence if newest is not None else 0
+        _append_installation(connection, change, before, sequence)
         for assignment in _answered(connection, change, newest):
             _settle(connection, change, assignment)
     facts_changed = (row["facts"], row["labels"]) != (told["facts"], told["labels"])
@@ -135,10 +153,24 @@ def _append_reports(
 
 
 def _append_installation(
-    connection: sa.Connection, change: SyncChange, before: DeviceStatus
+    connection: sa.Connection, change: SyncChange, before: DeviceStatus, newest: int
 ) -> None:
-    installation = change.status.installation
-    if installation is None or installation == before.installation:
+    """Append where an installation stands, once a state and not without end."""
+    installation, known = change.status.installation, before.installation
+    if installation is None or not 1 <= installation.assignment <= newest:
+        return
+    if known is not None and (known.assignment, known.state) == (
+        installation.assignment,
+        installation.state,
+    ):
+        return
+    rows = connection.execute(
+        sa.select(sa.func.count()).where(
+            installations.c.device == change.device,
+            installations.c.assignment == installation.assignment,
+        )
+    ).scalar_one()
+    if rows >= (_MOST_ROWS if installation.state in ENDED else _MOST_ROWS_UNDECIDED):
         return
     connection.execute(
         installations.insert().values(

@@ -10,6 +10,7 @@ Digest = NewType("Digest", str)
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_LABEL = re.compile(rf"{_NAME.pattern}-[0-9]{{1,9}}")
 
 
 def parse_digest(text: str) -> Digest:
@@ -50,5 +51,22 @@ def check_name(text: str, *, where: str) -> str:
         raise InvalidInputError(
             f"{where} must be 1 to 64 of a-z 0-9 . _ - and start and end with a letter"
             f" or digit, got {text[:80]!r}"
+        )
+    return text
+
+
+def check_label(text: str, *, where: str) -> str:
+    """Check a release's label: its name, a hyphen, its version.
+
+    Raises:
+        InvalidInputError: naming `where`, what was expected and what came.
+
+    >>> check_label("assistant-2", where="active.release")
+    'assistant-2'
+    """
+    if not _LABEL.fullmatch(text):
+        raise InvalidInputError(
+            f"{where} must be a release's name, a hyphen and its version,"
+            f" got {text[:80]!r}"
         )
     return text

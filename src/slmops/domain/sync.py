@@ -7,6 +7,19 @@ from slmops.domain.device import DeviceFacts
 from slmops.domain.ids import Digest
 from slmops.domain.installation import State
 
+MAX_REASON_CHARS = 1_000
+"""Of a reason in a sync; longer ones are cut by the device, refused by the other side."""
+MAX_REPORTS_SENT = 64
+"""Reports in one sync."""
+MAX_QUARANTINED_SENT = 256
+"""Quarantined variants in one sync, the newest ones."""
+MAX_LABELS = 32
+"""Labels of a device."""
+MAX_LABEL_KEY_CHARS = 64
+"""Of a label's key."""
+MAX_LABEL_VALUE_CHARS = 256
+"""Of a label's value."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Installed:

@@ -50,7 +50,12 @@ class ControlProcess:
             tethered(
                 [*command, "--port", str(self.port), "--poll-s", str(self.poll_s)]
             ),
-            env={**os.environ, "SLMOPS_WORKSPACE": str(self.workspace)},
+            env={
+                **os.environ,
+                "SLMOPS_WORKSPACE": str(self.workspace),
+                # Devices of tests tell in a minute what others tell in a day.
+                "SLMOPS_CONTROL_DEVICE_NEWS_BURST_BYTES": str(10**9),
+            },
             stdout=subprocess.PIPE,
         )
         assert self.process.stdout is not None

@@ -1,11 +1,14 @@
 """The installation as journaled: follows the table, counts, and always ends."""
 
+from dataclasses import replace
+
 import pytest
 
 from slmops.agent.records import Deployment, Installation, after, failed, resumed
 from slmops.domain.errors import ConflictError
 from slmops.domain.ids import Digest
 from slmops.domain.installation import ENDED, MAX_ENTRIES, TRANSITIONS, Event, State
+from slmops.domain.sync import TrialResult
 from slmops.wire import codec
 
 GOOD_WAY = (
@@ -109,3 +112,10 @@ def test_an_installation_and_a_deployment_survive_being_written() -> None:
         raw = codec.encode_json(document)
         assert codec.decode_json(raw, type(document), where="x") == document
     assert (target.installed.release, target.installed.variant) == ("sample-1", digest)
+
+
+def test_a_report_cuts_reasons_to_what_the_control_plane_takes() -> None:
+    trial = TrialResult(passed=False, reason="T" * 5000)
+    told = replace(installation(reason="R" * 5000), trial=trial).report()
+    assert told.trial is not None
+    assert (len(told.reason), len(told.trial.reason)) == (1000, 1000)

@@ -1,6 +1,5 @@
 """What the API accepts, refuses and answers."""
 
-import json
 import stat
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -8,7 +7,6 @@ from typing import Any, Protocol
 import pytest
 
 from slmops.control.api_device import NEXT_POLL
-from slmops.domain.report import GRID_CELLS
 from slmops.registry.keys import SigningKey
 from slmops.testing.control_in_process import ControlInProcess
 from slmops.wire import codec
@@ -16,7 +14,6 @@ from slmops.wire import codec
 Run = Callable[..., ControlInProcess]
 
 FACTS = {"memory_mib": 512, "disk_mib": 1, "cpu_count": 1, "architecture": "x86_64"}
-REPORT = {"sequence": 1, "started_at": 0, "ended_at": 1, "release": None}
 
 
 class Answer(Protocol):
@@ -192,70 +189,6 @@ def test_a_device_that_asks_too_often_is_told_to_wait(run_control: Run) -> None:
     assert error_of(answers[-1]) == (503, "unavailable")
     assert answers[-1].headers["Retry-After"]
     assert other.sync(control.http) == 304
-
-
-def sync_body(**changes: object) -> bytes:
-    return json.dumps({"facts": FACTS, **changes}).encode()
-
-
-BAD_SYNCS = {
-    "empty": b"",
-    "no JSON": b"{",
-    "no UTF-8": b'{"facts": "\xff"}',
-    "null": b"null",
-    "a list": b"[]",
-    "text": b'"sync"',
-    "deep nesting": b"[" * 100_000,
-    "NaN": b'{"facts": NaN}',
-    "no facts": b"{}",
-    "facts of another type": sync_body(facts=[]),
-    "memory as text": sync_body(facts={**FACTS, "memory_mib": "512"}),
-    "negative memory": sync_body(facts={**FACTS, "memory_mib": -1}),
-    "memory beyond 64 bits": sync_body(facts={**FACTS, "memory_mib": 10**30}),
-    "label that is no text": sync_body(labels={"site": 3}),
-    "negative assignment": sync_body(assignment=-1),
-    "huge assignment": sync_body(assignment=2**63 - 1),
-    "unknown state": sync_body(
-        installation={"assignment": 1, "state": "flying", "entered_at": 0}
-    ),
-    "digest that is none": sync_body(active={"release": "x-1", "variant": "sha256:1"}),
-    "quarantined path": sync_body(quarantined=["../../etc/passwd"]),
-    "report without sequence": sync_body(reports=[{"started_at": 0}]),
-    "report sequence 0": sync_body(reports=[{**REPORT, "sequence": 0}]),
-    "report sequence beyond 64 bits": sync_body(
-        reports=[{**REPORT, "sequence": 2**70}]
-    ),
-    "reports out of order": sync_body(reports=[{**REPORT, "sequence": 2}, REPORT]),
-    "negative count": sync_body(reports=[{**REPORT, "failures": -1}]),
-    "histogram of a wrong length": sync_body(
-        reports=[{**REPORT, "first_token_ms": [1] * (GRID_CELLS + 9)}]
-    ),
-    "negative histogram": sync_body(
-        reports=[{**REPORT, "first_token_ms": [-1] * GRID_CELLS}]
-    ),
-    "lone surrogate": b'{"facts": {"memory_mib": 1, "disk_mib": 1, "cpu_count": 1,'
-    b' "architecture": "\\ud800"}}',
-    "too large": b'{"facts": "' + b"x" * (1024 * 1024) + b'"}',
-}
-
-
-@pytest.mark.parametrize("body", BAD_SYNCS.values(), ids=BAD_SYNCS.keys())
-def test_a_bad_sync_is_refused_and_nothing_is_stored(
-    control: ControlInProcess, body: bytes
-) -> None:
-    device = control.enrol("a")
-    before = control.plane.store.device("a")
-    answer = control.http.post("/v1/sync", content=body, headers=device.headers())
-    assert error_of(answer) == (422, "invalid_input")
-    assert control.plane.store.device("a") == before
-    assert control.plane.store.reports("a") == ()
-
-
-def test_keys_of_a_newer_agent_are_ignored(control: ControlInProcess) -> None:
-    device = control.enrol("a")
-    body = sync_body(facts={**FACTS, "npu": "x"}, dreams=["electric sheep"])
-    answer = control.http.post("/v1/sync", content=body, headers=device.headers())
-    assert answer.status_code == 304
 
 
 BAD_OPERATOR_CALLS = [

@@ -93,6 +93,7 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
             (
                 *("poll_s", "session_s", "engine_s", "timestamp_s", "seen_flush_s"),
                 *("device_burst", "device_rate_per_s"),
+                *("device_news_burst_bytes", "device_news_bytes_per_s"),
             ),
             _POSITIVE,
         ),

@@ -246,6 +246,29 @@ class StoreContract:
         assert len(store.reports("a")) == 3
         assert store.device("a").telemetry.requests == 7
 
+    def test_an_installation_that_goes_back_and_forth_fills_no_disk(
+        self, store: Store
+    ) -> None:
+        enrol(store, "a")
+        offer(store, start(store, "a"), "a")
+
+        def told(assignment: int, state: State, reason: str = "") -> None:
+            status = installed(assignment, state, reason)
+            store.record_sync(change("a", assignment=1, installation=status))
+
+        told(7, State.WAITING)
+        assert store.installations("a") == (), "of no assignment of this device"
+        for index in range(5):
+            told(1, State.WAITING, f"battery at {index} %")
+        assert len(store.installations("a")) == 1, "the same state again"
+        for _ in range(300):
+            told(1, State.DOWNLOADING)
+            told(1, State.WAITING)
+        told(1, State.COMMITTED)
+        rows = store.installations("a")
+        assert len(rows) <= 256
+        assert rows[-1].state is State.COMMITTED
+
     def test_assignments_are_numbered_per_device(self, store: Store) -> None:
         enrol(store, "a", "b")
         rollout = start(store, "a", "b")
