@@ -17,9 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -28,36 +26,28 @@ from slmops.agent.actions import Actions
 from slmops.agent.clock import Backoff
 from slmops.agent.download import Downloads
 from slmops.agent.endpoint import Endpoint, EndpointLimits
+from slmops.agent.enrolment import prepare_state_folder
 from slmops.agent.journal import Journal
-from slmops.agent.link import Link, enrol, http_client
+from slmops.agent.link import Link, http_client
 from slmops.agent.loop import AgentLoop, Identity
 from slmops.agent.machine import (
     ENDPOINT,
     JOURNAL,
+    KEY,
+    ROOT,
     listening,
     only_agent,
     write_place,
 )
 from slmops.agent.models import Models
 from slmops.agent.offers import Offers, Registry
-from slmops.agent.settings import (
-    CONFIG,
-    AgentSettings,
-    load_agent_settings,
-    save_agent_settings,
-)
+from slmops.agent.settings import AgentSettings, load_agent_settings
 from slmops.agent.slots import SlotStore
 from slmops.agent.telemetry import Telemetry
 from slmops.agent.upstream import Gateway
-from slmops.domain.errors import ConflictError, InvalidInputError, UnavailableError
-from slmops.domain.sync import EnrolRequest
-from slmops.registry.blobs import write_atomically
+from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.registry.keys import SigningKey
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-KEY, ROOT = "device.key", "root.json"
 _JOURNAL_RETRY_S = 30.0
 _GRACE_S = 0.7
 _CHILD_STOP_S = 0.5
@@ -75,68 +65,6 @@ class SystemClock:
     def monotonic(self) -> float:
         """Return the time since some fixed moment, seconds."""
         return time.monotonic()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Enrolment:
-    """What a person gives to enrol a device."""
-
-    server: str
-    """Base address of the control plane."""
-    token: str
-    """One-time token."""
-    name: str | None = None
-    """Wanted name."""
-    labels: "Mapping[str, str]"
-    """Set by the owner."""
-    memory_mib: int | None = None
-    """Memory given to models."""
-
-
-def enrol_device(state: Path, wanted: Enrolment) -> AgentSettings:
-    """Make the device's key, introduce it to the control plane, keep what it says.
-
-    A key that an interrupted enrolment left is used again.
-
-    Raises:
-        ConflictError: this folder holds an enrolled device.
-        SlmopsError: as `slmops.agent.link.enrol`.
-    """
-    prepare_state_folder(state)
-    if (state / CONFIG).exists():
-        raise ConflictError(f"{state} holds an enrolled device; choose another folder")
-    path = state / KEY
-    key = SigningKey.load(path) if path.exists() else SigningKey.create(path)
-    # Checked before the token is used up.
-    AgentSettings(
-        server=wanted.server, device="", director_key="", memory_mib=wanted.memory_mib
-    )
-    request = EnrolRequest(
-        token=wanted.token,
-        public_key=key.public_hex,
-        signature=key.sign(f"slmops-enrol:{wanted.token}".encode()),
-        facts=probe.device_facts(state, memory_limit_mib=wanted.memory_mib),
-        labels=dict(wanted.labels),
-        name=wanted.name,
-    )
-    with http_client(wanted.server) as client:
-        answer = enrol(client, request)
-    write_atomically(state / ROOT, answer.root.encode(), mode=0o600)
-    settings = AgentSettings(
-        server=wanted.server.rstrip("/"),
-        device=answer.device,
-        director_key=answer.director_key,
-        labels=dict(wanted.labels),
-        memory_mib=wanted.memory_mib,
-    )
-    save_agent_settings(state, settings)
-    return settings
-
-
-def prepare_state_folder(state: Path) -> None:
-    """Make the folder, for its owner only: it holds the device's key."""
-    state.mkdir(parents=True, exist_ok=True)
-    state.chmod(0o700)
 
 
 def run_agent(
@@ -158,7 +86,11 @@ def run_agent(
         UnavailableError: the endpoint's port is taken.
     """
     chosen = settings or load_agent_settings(state, os.environ)
-    prepare_state_folder(state)
+    try:
+        prepare_state_folder(state)
+    except UnavailableError as error:
+        # Read-only, as after an error of the disk: what is installed still serves.
+        _log.error("%s", error)
     with only_agent(state), listening(chosen) as listener:
         agent = _Agent(state, chosen, open_journal or _open_journal)
         try:
@@ -197,6 +129,8 @@ class _Agent:
         )
         self._threads: list[threading.Thread] = []
         self._show_place: Callable[[], None] = lambda: None
+        self._loop: AgentLoop | None = None
+        self._refusal = ""
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve on `listener` until a signal; the other threads run meanwhile."""
@@ -205,6 +139,7 @@ class _Agent:
             self._telemetry,
             EndpointLimits(),
             allowed_hosts=self._settings.hosts,
+            trouble=self._trouble,
         )
         server = _Server(
             uvicorn.Config(
@@ -232,7 +167,7 @@ class _Agent:
         self._models.close(stop_s=_CHILD_STOP_S)
         for thread in self._threads:
             thread.join(0.2)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             (self._state / ENDPOINT).unlink()
         if not any(thread.is_alive() for thread in self._threads):
             self._client.close()
@@ -243,6 +178,10 @@ class _Agent:
         _log.info("stopping")
         self._stop.set()
         server.should_exit = True
+
+    def _trouble(self) -> str | None:
+        """Say why nothing is installed or reported now; None while all is well."""
+        return self._loop.trouble if self._loop is not None else self._refusal
 
     def _start_threads(self) -> None:
         loop = self._resumed_loop()
@@ -265,6 +204,7 @@ class _Agent:
             loop = self._build_loop(self._journal)
             mended = loop.resume()
         except (OSError, UnavailableError) as error:
+            self._refusal = str(error)
             _log.error("nothing is installed or reported for now: %s", error)
             if self._journal is not None:
                 self._journal.close()
@@ -272,6 +212,7 @@ class _Agent:
             return None
         if mended is not None:
             _log.error("slots: %s", mended)
+        self._loop = loop
         return loop
 
     def _serve_slots(self) -> None:

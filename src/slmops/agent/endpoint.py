@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,18 @@ class Endpoint:
         limits: EndpointLimits,
         *,
         allowed_hosts: tuple[str, ...],
+        trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """Take what stands behind it.
+
+        Args:
+            gateway: decides which model answers.
+            telemetry: counts.
+            limits: of requests.
+            allowed_hosts: host names that requests may be addressed to.
+            trouble: says why nothing is installed or reported now, None while it is.
+        """
+        self._trouble = trouble
         self._gateway = gateway
         self._telemetry = telemetry
         self._limits = limits
@@ -127,7 +138,11 @@ class Endpoint:
         current = self._gateway.current
         if current is None:
             return unavailable_response(UnavailableError(self._gateway.reason))
-        return json_response({"status": "ok", "model": current.release})
+        health = {"status": "ok", "model": current.release}
+        trouble = self._trouble()
+        if trouble is not None:
+            health["updates"] = f"stopped: {trouble}"
+        return json_response(health)
 
     async def complete(
         self, path: str, scope: Scope, receive: Receive, send: Send

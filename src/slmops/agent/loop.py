@@ -64,6 +64,8 @@ class AgentLoop:
     error_backoff: Backoff
     window_s: float
     stop: threading.Event
+    trouble: str | None = None
+    """Why the last step failed: a disk that refuses, mostly; None while all is well."""
     _next_sync: float = 0.0
     _window_ends: float = 0.0
     _known: JournaledAssignment | None = None
@@ -91,10 +93,13 @@ class AgentLoop:
             try:
                 wait_s = self.step()
                 self.error_backoff.succeeded()
+                self.trouble = None
             except SlmopsError as error:
+                self.trouble = str(error)
                 _log.warning("loop: %s", error)
                 wait_s = self.error_backoff.failed()
-            except Exception:  # noqa: BLE001 - serving must go on whatever happens here
+            except Exception as error:  # noqa: BLE001 - serving must go on whatever happens
+                self.trouble = f"{type(error).__name__}: {error}"
                 _log.exception("loop: unexpected error")
                 wait_s = self.error_backoff.failed()
                 self._count_crash()

@@ -15,6 +15,7 @@ from slmops.registry.blobs import write_atomically
 from slmops.wire import codec
 
 JOURNAL, LOCK, ENDPOINT = "journal.db", "lock", "endpoint.json"
+KEY, ROOT = "device.key", "root.json"
 _log = logging.getLogger("slmops.agent")
 
 
@@ -43,7 +44,7 @@ def write_place(state: Path, listener: socket.socket) -> None:
 @contextmanager
 def only_agent(state: Path) -> Iterator[None]:
     """Hold the folder's lock: two agents would start two models and one journal."""
-    descriptor = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_lock(state)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,6 +53,26 @@ def only_agent(state: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_lock(state: Path) -> int:
+    """Open what is locked: on a read-only file system the file as it is, or the folder.
+
+    Raises:
+        UnavailableError: the folder cannot be read either.
+    """
+    ways = (
+        (state / LOCK, os.O_RDWR | os.O_CREAT),
+        (state / LOCK, os.O_RDONLY),
+        (state, os.O_RDONLY),
+    )
+    refusal: OSError | None = None
+    for path, flags in ways:
+        try:
+            return os.open(path, flags | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            refusal = refusal or error
+    raise UnavailableError(f"{state}: {refusal}")
 
 
 @contextmanager

@@ -190,6 +190,8 @@ class Models:
                 self._watch_once()
             except SlmopsError as error:
                 _log.warning("model: %s", error)
+            except Exception:  # noqa: BLE001 - nobody else restarts models
+                _log.exception("model: unexpected error")
 
     def close(self, *, stop_s: float) -> None:
         """Stop all children, within about `stop_s`."""

@@ -10,6 +10,7 @@ time, size and inode would hide exactly what is looked for: bits that rot on a f
 card change none of the three.
 """
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -76,7 +77,9 @@ class SlotStore:
         try:
             return self.blobs.verify(deployment.variant)
         except UntrustedError:
-            self.blobs.remove(deployment.variant)
+            # On a read-only file system they stay, refused at every start.
+            with contextlib.suppress(OSError):
+                self.blobs.remove(deployment.variant)
             raise
 
     def heal(self) -> tuple[Slots, str | None]:

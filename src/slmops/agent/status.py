@@ -7,7 +7,7 @@ from slmops.agent.journal import Quarantined, read_facts
 from slmops.agent.machine import ENDPOINT, JOURNAL, EndpointPlace
 from slmops.agent.settings import AgentSettings
 from slmops.agent.slots import SlotStore
-from slmops.domain.errors import InvalidInputError
+from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.domain.installation import State
 from slmops.domain.sync import InstallationReport, Installed
 from slmops.wire import codec
@@ -31,6 +31,8 @@ class AgentStatus:
     """Current or last one."""
     quarantined: tuple[Quarantined, ...]
     """Variants that failed here, and why."""
+    trouble: str | None = None
+    """Why the journal cannot be read, so that nothing is known of installations."""
 
 
 def agent_status(state: Path, settings: AgentSettings) -> AgentStatus:
@@ -38,21 +40,16 @@ def agent_status(state: Path, settings: AgentSettings) -> AgentStatus:
 
     Raises:
         InvalidInputError: the slot pointer is damaged.
-        UnavailableError: the journal cannot be read now.
     """
     slots = SlotStore(state).read()
     installation: InstallationReport | None = None
     quarantined: tuple[Quarantined, ...] = ()
-    if (state / JOURNAL).exists():
-        journal = read_facts(state / JOURNAL)
-        try:
-            current = journal.installation()
-            if current is None or current.state is State.IDLE:
-                current = journal.last_outcome()
-            installation = current.report() if current is not None else None
-            quarantined = journal.quarantined()
-        finally:
-            journal.close()
+    trouble: str | None = None
+    try:
+        if (state / JOURNAL).exists():
+            installation, quarantined = _read_journal(state / JOURNAL)
+    except UnavailableError as error:
+        trouble = str(error)
     return AgentStatus(
         device=settings.device,
         server=settings.server,
@@ -61,7 +58,22 @@ def agent_status(state: Path, settings: AgentSettings) -> AgentStatus:
         previous=slots.previous.installed if slots.previous else None,
         installation=installation,
         quarantined=quarantined,
+        trouble=trouble,
     )
+
+
+def _read_journal(
+    path: Path,
+) -> tuple[InstallationReport | None, tuple[Quarantined, ...]]:
+    journal = read_facts(path)
+    try:
+        current = journal.installation()
+        if current is None or current.state is State.IDLE:
+            current = journal.last_outcome()
+        report = current.report() if current is not None else None
+        return report, journal.quarantined()
+    finally:
+        journal.close()
 
 
 def _endpoint(state: Path) -> str | None:

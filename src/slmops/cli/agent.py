@@ -49,7 +49,7 @@ def enrol(
     Example: slmops agent enrol --server http://127.0.0.1:8800 --token "$TOKEN"
     --state ./till-1 --name till-1 --label site=north --memory-mib 1024
     """
-    from slmops.agent.app import Enrolment, enrol_device
+    from slmops.agent.enrolment import Enrolment, enrol_device
 
     wanted = Enrolment(
         server=server,
@@ -118,6 +118,7 @@ def status(state: Path, as_json: bool) -> None:
         ("endpoint", found.endpoint or "not running"),
         ("active", found.active.release if found.active else "nothing"),
         ("previous", found.previous.release if found.previous else "nothing"),
+        *([("not readable", found.trouble)] if found.trouble else []),
         ("installation", f"{last.state} {last.reason}".strip() if last else "none yet"),
         *(
             (f"quarantined {entry.release}", entry.reason)

@@ -12,16 +12,10 @@ import httpx
 import pytest
 
 from slmops.agent import app
-from slmops.agent.app import (
-    KEY,
-    ROOT,
-    Enrolment,
-    _Agent,
-    enrol_device,
-    run_agent,
-)
+from slmops.agent.app import _Agent, run_agent
+from slmops.agent.enrolment import Enrolment, enrol_device
 from slmops.agent.journal import Journal
-from slmops.agent.machine import ENDPOINT, JOURNAL
+from slmops.agent.machine import ENDPOINT, JOURNAL, KEY, ROOT
 from slmops.agent.records import Deployment
 from slmops.agent.settings import AgentSettings, load_agent_settings
 from slmops.agent.slots import SlotStore
@@ -190,10 +184,16 @@ def test_without_a_journal_it_serves_and_installs_once_the_disk_allows_it(
     (enrolled / JOURNAL).mkdir()  # SQLite cannot open it, as on a full disk
     synced_before: list[int] = []
 
+    def health() -> str:
+        url = json.loads((enrolled / ENDPOINT).read_text())["url"]
+        return str(httpx.get(f"{url}/healthz", timeout=10).json().get("updates", "ok"))
+
     def mend() -> None:
+        assert health().startswith("stopped: journal")
         synced_before.append(len(server.received))
         (enrolled / JOURNAL).rmdir()
         wait_until(lambda: len(server.received) > 1, "a sync")
+        assert health() == "ok"
 
     watched = Watched(enrolled, then=mend)
     thread = threading.Thread(target=watched.watch)
