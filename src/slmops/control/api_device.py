@@ -76,6 +76,8 @@ async def open_session(plane: Plane, request: Request) -> Response:
         raise UntrustedError(f"device {said.device[:80]} is not enrolled") from None
     message = f"slmops-session:{said.device}:{said.counter}".encode()
     verify_signature(record.public_key, said.signature, message)
+    # Only now: a stranger must not use up what the device may ask.
+    plane.limit.take(said.device)
     token = new_token("session")
     await plane.run(
         plane.store.open_session,
@@ -84,7 +86,7 @@ async def open_session(plane: Plane, request: Request) -> Response:
         token_hash=hash_token(token),
         expires_at=plane.clock() + plane.settings.session_s,
     )
-    plane.forget_sessions(said.device)
+    plane.sessions.forget(said.device)
     return json_answer(
         SessionAnswer(token=token, expires_in_s=plane.settings.session_s)
     )

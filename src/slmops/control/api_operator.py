@@ -70,7 +70,7 @@ async def retire_device(plane: Plane, request: Request) -> Response:
     """Take a device out of the fleet; doing it again changes nothing."""
     device = request.path_params["id"]
     await plane.run(plane.engine.retire, device, plane.clock())
-    plane.forget_sessions(device)
+    plane.sessions.forget(device)
     plane.news()
     return await show_device(plane, request)
 

@@ -78,6 +78,36 @@ class OperatorDoor:
             )
 
 
+class KnownSessions:
+    """Sessions of the database that were asked for lately; every step is O(1)."""
+
+    def __init__(self, *, most: int = 100_000) -> None:
+        self._most = most
+        self._sessions: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._tokens: dict[str, str] = {}
+
+    def find(self, token_hash: str) -> tuple[str, float] | None:
+        """Return the device and expiry of a session, or None."""
+        return self._sessions.get(token_hash)
+
+    def keep(self, token_hash: str, session: tuple[str, float]) -> None:
+        """Remember a session; the device's older one is replaced, as in the database."""
+        device = session[0]
+        if self._tokens.get(device) != token_hash:
+            self.forget(device)
+        self._sessions[token_hash] = session
+        self._tokens[device] = token_hash
+        if len(self._sessions) > self._most:
+            _, (oldest, _) = self._sessions.popitem(last=False)
+            self._tokens.pop(oldest, None)
+
+    def forget(self, device: str) -> None:
+        """Drop the session of a device."""
+        token_hash = self._tokens.pop(device, None)
+        if token_hash is not None:
+            self._sessions.pop(token_hash, None)
+
+
 class RateLimit:
     """A token bucket per device, never per address: a site sits behind one NAT."""
 

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request
 
-from slmops.control.auth import OperatorDoor, RateLimit, hash_token
+from slmops.control.auth import KnownSessions, OperatorDoor, RateLimit, hash_token
 from slmops.control.engine import Engine
 from slmops.control.http import bearer
 from slmops.control.live import Live
@@ -61,7 +61,7 @@ class Plane:
         self.wake = asyncio.Event()
         self._chance = random.SystemRandom()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._sessions: dict[str, tuple[str, float]] = {}
+        self.sessions = KnownSessions()
         self._sealed: dict[tuple[str, int], str] = {}
         self._seen: dict[str, float] = {}
 
@@ -98,25 +98,15 @@ class Plane:
         if token is None:
             raise UntrustedError("session token is missing: POST /v1/session first")
         token_hash = hash_token(token)
-        session = self._sessions.get(token_hash)
+        session = self.sessions.find(token_hash)
         if session is None:
             session = await self.run(self.store.session, token_hash)
+            if session is not None:
+                self.sessions.keep(token_hash, session)
         if session is None or session[1] <= self.clock():
-            self._sessions.pop(token_hash, None)
             raise UntrustedError("session is unknown or expired: open a new one")
-        if len(self._sessions) >= _REMEMBERED:
-            self._sessions.clear()
-        self._sessions[token_hash] = session
         self.limit.take(session[0])
         return session[0]
-
-    def forget_sessions(self, device: str) -> None:
-        """Drop remembered sessions of a device: a new one replaced them."""
-        self._sessions = {
-            token_hash: session
-            for token_hash, session in self._sessions.items()
-            if session[0] != device
-        }
 
     def next_poll_s(self) -> float:
         """Return the device's next waiting time: a fifth around the mean, by chance."""

@@ -128,6 +128,25 @@ def test_enrolment_needs_proof_of_the_key(control: ControlInProcess) -> None:
     assert error_of(control.http.post("/v1/enrol", json=body)) == (403, "untrusted")
 
 
+def test_sessions_count_as_requests_of_their_device_only(run_control: Run) -> None:
+    control = run_control(device_burst=3, device_rate_per_s=0.001)
+    device, other = control.enrol("a"), control.enrol("b")
+
+    def ask(counter: int, signed: bytes) -> int:
+        message = {
+            "device": "a",
+            "counter": counter,
+            "signature": device.key.sign(signed),
+        }
+        return control.http.post("/v1/session", json=message).status_code
+
+    forged = [ask(9, b"something else") for _ in range(9)]
+    assert set(forged) == {403}, "a stranger uses up nothing"
+    asked = [ask(index, f"slmops-session:a:{index}".encode()) for index in (2, 3, 4)]
+    assert asked == [200, 200, 503]
+    assert other.sync(control.http) == 304
+
+
 def test_a_replayed_session_request_is_refused(control: ControlInProcess) -> None:
     device = control.enrol("a")
     message = {
@@ -178,7 +197,7 @@ def test_nothing_new_is_304_with_a_jittered_next_poll(run_control: Run) -> None:
 
 
 def test_a_device_that_asks_too_often_is_told_to_wait(run_control: Run) -> None:
-    control = run_control(device_burst=3, device_rate_per_s=0.001)
+    control = run_control(device_burst=4, device_rate_per_s=0.001)  # one is a session
     device, other = control.enrol("a"), control.enrol("b")
     raw = codec.encode_json(device.request())
     answers = [

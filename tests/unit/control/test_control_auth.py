@@ -6,6 +6,7 @@ import pytest
 
 from slmops.control.auth import (
     OPERATOR_TOKEN_FILE,
+    KnownSessions,
     OperatorDoor,
     RateLimit,
     hash_token,
@@ -43,6 +44,20 @@ def test_a_rate_limit_refills_with_time_and_is_per_device() -> None:
     limit.take("b")
     now[0] = 1.0
     limit.take("a")
+
+
+def test_a_device_has_one_known_session_and_the_oldest_is_forgotten() -> None:
+    known = KnownSessions(most=2)
+    known.keep("t1", ("a", 9.0))
+    known.keep("t2", ("a", 9.0))
+    assert (known.find("t1"), known.find("t2")) == (None, ("a", 9.0))
+    known.keep("t3", ("b", 9.0))
+    known.keep("t4", ("c", 9.0))
+    assert known.find("t2") is None
+    known.forget("b")
+    known.forget("nobody")
+    assert known.find("t3") is None
+    assert known.find("t4") == ("c", 9.0)
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"short\n", b"\xff" * 40])
