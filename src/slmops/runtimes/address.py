@@ -7,8 +7,10 @@ therefore answers only to the key that its parent made for it.
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
 TIMEOUT_S = 120.0
 """Longest wait for one answer of a worker."""
@@ -37,11 +39,15 @@ def new_api_key() -> str:
     return secrets.token_urlsafe(_KEY_BYTES)
 
 
-def open_client(address: Address, *, timeout_s: float = TIMEOUT_S) -> httpx.Client:
+def open_client(address: Address, *, timeout_s: float = TIMEOUT_S) -> "httpx.Client":
     """Return a client that shows the key and never uses a connection twice.
 
     llama-server closes a connection after a streamed answer without saying so.
     """
+    # Not above: every model's child process imports this module for the key, and the
+    # client would cost each of them 12 MiB that it never uses.
+    import httpx
+
     return httpx.Client(
         base_url=address.url,
         headers=dict(address.headers),
