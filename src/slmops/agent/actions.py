@@ -17,7 +17,7 @@ from slmops.agent.models import Child, Models
 from slmops.agent.offers import Offers
 from slmops.agent.records import Deployment, Installation, TrialPlan, failed
 from slmops.agent.slots import SlotStore
-from slmops.agent.telemetry import LiveCounts, Telemetry
+from slmops.agent.telemetry import Telemetry
 from slmops.domain.errors import (
     NotFoundError,
     SlmopsError,
@@ -25,6 +25,7 @@ from slmops.domain.errors import (
     UntrustedError,
 )
 from slmops.domain.installation import Event, State
+from slmops.domain.soak import LiveCounts
 
 _MOST_SPOILED = 3
 _SOON_S = 0.2

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from slmops.domain.report import GRID_CELLS, GRID_MS, GRID_PER_S, grid_cell
+from slmops.domain.soak import LiveCounts
 from slmops.domain.sync import Report
 
 
@@ -22,23 +23,6 @@ class Answered:
     """Time to first token as the client saw it; None when it cannot be told."""
     decode_tokens_per_s: float | None = None
     """Decode speed; None for answers too short to tell."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LiveCounts:
-    """Since the agent's start, of one release."""
-
-    requests: int = 0
-    failures: int = 0
-    restarts: int = 0
-
-    def since(self, earlier: "LiveCounts") -> "LiveCounts":
-        """Return what was added after `earlier`."""
-        return LiveCounts(
-            requests=self.requests - earlier.requests,
-            failures=self.failures - earlier.failures,
-            restarts=self.restarts - earlier.restarts,
-        )
 
 
 @dataclass(slots=True)
@@ -152,12 +136,7 @@ class Telemetry:
         return self._windows.setdefault(release, _Window(started_at=self._now()))
 
     def _add(self, release: str | None, more: LiveCounts) -> None:
-        before = self._live.get(release, LiveCounts())
-        self._live[release] = LiveCounts(
-            requests=before.requests + more.requests,
-            failures=before.failures + more.failures,
-            restarts=before.restarts + more.restarts,
-        )
+        self._live[release] = self._live.get(release, LiveCounts()).plus(more)
 
 
 def _report(release: str | None, window: _Window, now: float, sequence: int) -> Report:

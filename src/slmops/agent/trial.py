@@ -1,22 +1,23 @@
 """The trial of a new model on this device: ask, measure, judge.
 
-Judging golden answers is `slmops.domain.golden`; judging the soak is here. Nothing of
-an answer is kept but log-probabilities of expected tokens.
+Judging golden answers is `slmops.domain.golden`; judging the soak is
+`slmops.domain.soak`. Nothing of an answer is kept but log-probabilities of expected tokens.
 """
+
+from dataclasses import replace
 
 from slmops.agent.models import Child
 from slmops.agent.records import TrialPlan
-from slmops.agent.telemetry import LiveCounts
 from slmops.domain.errors import SlmopsError
 from slmops.domain.golden import PromptScore, TrialMeasurement, judge_trial
 from slmops.domain.release import GoldenSet
+from slmops.domain.soak import LiveCounts
+from slmops.domain.soak import soak_problem as live_soak_problem
 from slmops.domain.sync import TrialResult
 from slmops.runtimes.address import Address, open_client
 from slmops.runtimes.golden import ask_golden
 from slmops.runtimes.speed import SpeedPlan, run_once
 
-_MAX_FAILED_SHARE = 0.05
-_MIN_FAILURES = 3
 _SPEED_PLAN = SpeedPlan(runs=1, prompt_tokens=8, answer_tokens=16)
 """Fits the smallest context there is."""
 
@@ -76,28 +77,5 @@ def _decode_speed(address: Address) -> float | None:
 def soak_problem(
     plan: TrialPlan, counts: LiveCounts, peak_rss_mib: float | None
 ) -> str | None:
-    """Say what live traffic since the switch holds against the new model, or None.
-
-    Any unplanned restart fails it. Failures count from the third and from 5 % of the
-    requests: one broken stream is a matter between client and network. Memory that is
-    limited but cannot be read fails too.
-    """
-    if counts.restarts:
-        return f"its process ended {counts.restarts} times under live traffic"
-    failed = counts.failures >= _MIN_FAILURES
-    if failed and counts.failures > _MAX_FAILED_SHARE * counts.requests:
-        return f"{counts.failures} of {counts.requests} live requests failed"
-    limit = plan.budget.memory_mib
-    if limit is None:
-        return None
-    if peak_rss_mib is None:
-        return (
-            "peak memory under live traffic was not measured, the budget is"
-            f" {limit:g} MiB"
-        )
-    if peak_rss_mib > limit:
-        return (
-            f"peak memory {peak_rss_mib:.0f} MiB under live traffic is above the"
-            f" budget {limit:g}"
-        )
-    return None
+    """Say what live traffic since the switch holds against the new model, or None."""
+    return live_soak_problem(plan.budget, replace(counts, peak_rss_mib=peak_rss_mib))

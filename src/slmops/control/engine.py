@@ -22,19 +22,18 @@ from slmops.control.releases import KnownReleases
 from slmops.control.retirement import REASON, leave_out_retired
 from slmops.control.store import Store
 from slmops.domain.blueprint import OnHalt
+from slmops.domain.command import Command, apply_command
 from slmops.domain.errors import ConflictError, NotFoundError
 from slmops.domain.ids import Digest
 from slmops.domain.release import Release
 from slmops.domain.rollout import (
     ENDED,
-    Command,
     Member,
     Outcome,
     Rollout,
     RolloutState,
     Step,
     advance,
-    apply_command,
     late_joiner_wave,
 )
 from slmops.domain.sync import Assignment
@@ -150,6 +149,7 @@ class Engine:
             members,
             now,
             max_paired_loss=release.blueprint.golden.max_paired_loss,
+            budgets={one.name: one.budget for one in release.classes},
         )
         halted = step.rollout.state is RolloutState.HALTED
         reverting = halted and stored.rollout.policy.on_halt is OnHalt.REVERT
@@ -206,16 +206,20 @@ class Engine:
             _silenced(by_device[device], before.policy.deadline_s)
             for device in step.silent
         ]
+        unwell = [
+            _failed(by_device[device], reason) for device, reason in step.unwell.items()
+        ]
         back, notes = self._reverts(step, placed, now) if reverting else ([], [])
-        if step.rollout == before and not (offered or silent or evaluations or back):
+        judged = (*offered, *silent, *unwell)
+        if step.rollout == before and not (judged or evaluations or back):
             return None
         return Commit(
             rollout=step.rollout,
             at=now,
-            members=(*offered, *silent),
+            members=judged,
             assignments=(*targets, *back),
             evaluations=evaluations,
-            audit=tuple(notes),
+            audit=(*notes, *(_unwell(one, before, now) for one in unwell)),
         )
 
     def _offers(
@@ -256,13 +260,14 @@ class Engine:
         """Bring back whoever has the release or may still get it.
 
         Devices in the middle of their installation, and silent ones, count: they could
-        commit after the halt.
+        commit after the halt. So do those that failed after they committed.
         """
         back, notes = [], []
         retired = self._retired()
         for one in placed:
             member = one.member
-            if member.offered_at is None or member.outcome is Outcome.FAILED:
+            rolled_back = member.outcome is Outcome.FAILED and member.live is None
+            if member.offered_at is None or rolled_back:
                 continue
             if member.device in retired:
                 notes.append(_stays(step.rollout, member.device, REASON, now))
@@ -358,6 +363,21 @@ def _silenced(placed: Placed, deadline_s: float) -> Placed:
     reason = f"no outcome within {deadline_s:g} s of its offer"
     member = replace(placed.member, outcome=Outcome.SILENT, reason=reason)
     return replace(placed, member=member)
+
+
+def _failed(placed: Placed, reason: str) -> Placed:
+    member = replace(placed.member, outcome=Outcome.FAILED, reason=reason)
+    return replace(placed, member=member)
+
+
+def _unwell(placed: Placed, rollout: Rollout, now: float) -> AuditEntry:
+    return AuditEntry(
+        at=now,
+        actor="engine",
+        action="device.unwell",
+        subject=placed.member.device,
+        detail=f"{rollout.id}: {placed.member.reason}",
+    )
 
 
 def _with_audit(commit: Commit, actor: str, action: str, detail: str) -> Commit:

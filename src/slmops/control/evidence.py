@@ -49,7 +49,7 @@ class Evidence:
 
 
 def _counts(placed: Sequence[Placed], wave: int) -> dict[str, dict[str, int]]:
-    """Count outcomes per class: over all waves so far, and in this one."""
+    """Count outcomes per class, over all waves so far and in this one, and live traffic."""
     counts: dict[str, dict[str, int]] = {}
     for one in placed:
         member = one.member
@@ -60,4 +60,8 @@ def _counts(placed: Sequence[Placed], wave: int) -> dict[str, dict[str, int]]:
             if key.startswith("wave_") and member.wave != wave:
                 continue
             of_class[key] = of_class.get(key, 0) + 1
+        if member.live is not None:
+            for key in ("requests", "failures", "restarts"):
+                since = of_class.get(f"live_{key}", 0)
+                of_class[f"live_{key}"] = since + getattr(member.live, key)
     return counts

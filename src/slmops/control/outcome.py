@@ -1,5 +1,6 @@
 """What a sync says about a rollout's member and a device's telemetry: pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ from slmops.control.records import DeviceStatus, Telemetry
 from slmops.domain.installation import State
 from slmops.domain.report import GRID_MS, GRID_PER_S, grid_quantile
 from slmops.domain.rollout import Member, Outcome
+from slmops.domain.soak import LiveCounts
 from slmops.domain.sync import Assignment, InstallationReport, Installed, Report
 
 
@@ -22,7 +24,8 @@ def outcome_of_sync(
 
     A deferral (WAITING) is not a failure: the member stays pending. A device that
     committed and later rolls the same assignment back has failed. A device that was
-    silent past its deadline stays so: its silence has been counted.
+    silent past its deadline stays so: its silence has been counted; so does one that
+    failed.
     """
     if assignment.revert or member.outcome is Outcome.SILENT:
         return member
@@ -38,19 +41,75 @@ def _from_installation(member: Member, installation: InstallationReport) -> Memb
     trial = installation.trial
     loss = member.paired_loss if trial is None else trial.paired_loss
     if installation.state is State.COMMITTED:
-        return replace(member, outcome=Outcome.SUCCEEDED, reason="", paired_loss=loss)
+        peak = None if trial is None else trial.peak_rss_mib
+        return replace(_committed(member, peak), paired_loss=loss)
     if installation.state is State.ROLLED_BACK:
         said = installation.reason or ("" if trial is None else trial.reason)
         reason = said or "rolled back; the device gave no reason"
-        return replace(member, outcome=Outcome.FAILED, reason=reason, paired_loss=loss)
+        return replace(
+            member,
+            outcome=Outcome.FAILED,
+            reason=reason,
+            paired_loss=loss,
+            live=None,
+        )
     return member
+
+
+def _committed(member: Member, peak_rss_mib: float | None) -> Member:
+    """Return the member on the release; what its traffic showed since then stands."""
+    if member.outcome is Outcome.FAILED:
+        return member
+    live = member.live or LiveCounts(peak_rss_mib=peak_rss_mib)
+    return replace(member, outcome=Outcome.SUCCEEDED, reason="", live=live)
+
+
+def live_after(
+    member: Member,
+    assignment: Assignment,
+    status: DeviceStatus,
+    reports: Sequence[Report],
+) -> Member:
+    """Add what a device reported of a release since it committed it.
+
+    Args:
+        member: as `outcome_of_sync` left it.
+        assignment: one that the sync is about; one that reverts counts nothing.
+        status: what the device said.
+        reports: each new.
+
+    A window that began in probation and ended after the commit counts whole: the device
+    judged the first part by the same rule, and what follows must not be lost.
+    """
+    if assignment.revert or member.live is None:
+        return member
+    installation = status.installation
+    committed_at = (
+        installation.entered_at
+        if installation is not None
+        and installation.assignment == assignment.sequence
+        and installation.state is State.COMMITTED
+        else -math.inf
+    )
+    live = member.live
+    for report in reports:
+        if report.release == assignment.release and report.ended_at > committed_at:
+            live = live.plus(
+                LiveCounts(
+                    requests=report.requests,
+                    failures=report.failures,
+                    restarts=report.restarts,
+                    peak_rss_mib=report.peak_rss_mib or None,
+                )
+            )
+    return replace(member, live=live)
 
 
 def _from_slots(member: Member, assignment: Assignment, status: DeviceStatus) -> Member:
     """Settle an acknowledged assignment that needed no installation."""
     target = Installed(release=assignment.release, variant=assignment.variant)
     if status.active == target:
-        return replace(member, outcome=Outcome.SUCCEEDED, reason="")
+        return _committed(member, None)
     if assignment.variant in status.quarantined:
         return replace(
             member,

@@ -30,6 +30,8 @@ from slmops.domain.rollout import Outcome, Rollout, RolloutState
 from slmops.domain.sync import Assignment, Installed
 
 _ENDED = frozenset({RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED})
+_JUDGED = {Outcome.SILENT: Outcome.PENDING, Outcome.FAILED: Outcome.SUCCEEDED}
+"""Outcomes that the engine gives, and the only ones that each may replace."""
 _ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
 
 
@@ -233,6 +235,7 @@ def _member_row(rollout: str, placed: Placed) -> dict[str, Any]:
         "outcome": member.outcome.value,
         "reason": member.reason,
         "paired_loss": member.paired_loss,
+        "live": None if member.live is None else encode(member.live),
         "before": None if placed.before is None else encode(placed.before),
     }
 
@@ -295,10 +298,11 @@ def _update_member(connection: sa.Connection, rollout: str, placed: Placed) -> b
     )
     engine_columns = {key: row[key] for key in ("wave", "offered_at", "before")}
     found = connection.execute(members.update().where(mine).values(engine_columns))
-    if placed.member.outcome is Outcome.SILENT:
+    before = _JUDGED.get(placed.member.outcome)
+    if before is not None:
         connection.execute(
             members.update()
-            .where(mine, members.c.outcome == Outcome.PENDING.value)
+            .where(mine, members.c.outcome == before.value)
             .values(outcome=row["outcome"], reason=row["reason"])
         )
     return found.rowcount == 1

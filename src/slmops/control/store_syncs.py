@@ -1,5 +1,6 @@
 """Syncs in SQL: what a device said, its reports, and its outcomes in rollouts."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import sqlalchemy as sa
 
 from slmops.control.outcome import (
     downloaded_since,
+    live_after,
     outcome_of_sync,
     telemetry_after,
 )
@@ -28,6 +30,7 @@ from slmops.control.store_tables import (
 from slmops.domain.errors import NotFoundError
 from slmops.domain.installation import ENDED
 from slmops.domain.rollout import Member, Outcome
+from slmops.domain.soak import LiveCounts
 from slmops.domain.sync import Assignment, InstallationReport, Report
 
 _LOOK = sa.select(
@@ -104,8 +107,9 @@ def _take_in(connection: sa.Connection, change: SyncChange) -> SyncResult:
     if row["status"] != told["status"]:
         sequence = newest.sequence if newest is not None else 0
         _append_installation(connection, change, before, sequence)
+    if row["status"] != told["status"] or new_reports:
         for assignment in _answered(connection, change, newest):
-            _settle(connection, change, assignment)
+            _settle(connection, change, assignment, new_reports)
     facts_changed = (row["facts"], row["labels"]) != (told["facts"], told["labels"])
     return SyncResult(newest=newest, changed=True, facts_changed=facts_changed)
 
@@ -203,9 +207,12 @@ def _answered(
 
 
 def _settle(
-    connection: sa.Connection, change: SyncChange, assignment: Assignment
+    connection: sa.Connection,
+    change: SyncChange,
+    assignment: Assignment,
+    new_reports: Sequence[Report],
 ) -> None:
-    """Let the member's outcome follow from what its device said."""
+    """Let the member's outcome and live counts follow from what its device said."""
     mine = sa.and_(
         members.c.rollout == assignment.rollout, members.c.device == change.device
     )
@@ -214,6 +221,7 @@ def _settle(
         return
     member = member_of(row)
     settled = outcome_of_sync(member, assignment, change.status)
+    settled = live_after(settled, assignment, change.status, new_reports)
     if settled == member:
         return
     connection.execute(
@@ -223,6 +231,7 @@ def _settle(
             outcome=settled.outcome.value,
             reason=settled.reason,
             paired_loss=settled.paired_loss,
+            live=None if settled.live is None else encode(settled.live),
         )
     )
 
@@ -237,6 +246,7 @@ def member_of(row: Any) -> Member:  # noqa: ANN401 - a row
         outcome=Outcome(row["outcome"]),
         reason=row["reason"],
         paired_loss=row["paired_loss"],
+        live=decode(row["live"], LiveCounts) if row["live"] else None,
     )
 
 

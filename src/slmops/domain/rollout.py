@@ -7,11 +7,11 @@ next pass sees the truth. How devices are dealt to waves is in `slmops.domain.wa
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from slmops.domain.blueprint import OnHalt, RolloutPolicy
-from slmops.domain.errors import ConflictError
+from slmops.domain.device import Budget
 from slmops.domain.gate import (
     AdvanceRule,
     ClassCount,
@@ -20,6 +20,7 @@ from slmops.domain.gate import (
     advance_gate,
     stop_gate,
 )
+from slmops.domain.soak import LiveCounts, live_problem
 
 
 class RolloutState(StrEnum):
@@ -47,9 +48,9 @@ class Outcome(StrEnum):
     PENDING = "pending"
     """Not offered, or offered and still working inside its deadline."""
     SUCCEEDED = "succeeded"
-    """Committed."""
+    """Committed, and well since."""
     FAILED = "failed"
-    """Rolled back, or committed and then unhealthy."""
+    """Rolled back, or committed and then unhealthy. Final."""
     SILENT = "silent"
     """Nothing heard until the deadline: counts as failed."""
 
@@ -72,6 +73,8 @@ class Member:
     """The device's own reason for a failure."""
     paired_loss: float | None = None
     """From its trial: loss of mean log p against the replaced model, nats a token."""
+    live: LiveCounts | None = None
+    """What it reported of the release since it committed; None while it does not run it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,30 +117,11 @@ class Step:
     """Devices to bring back to what they ran before."""
     silent: tuple[str, ...] = ()
     """Devices whose outcome becomes SILENT."""
+    unwell: Mapping[str, str] = field(default_factory=dict)
+    """Committed devices whose outcome becomes FAILED, with the reason."""
     results: tuple[GateResult, ...] = ()
     """Verdicts reached in this pass; stored append-only when they changed."""
 
-
-class Command(StrEnum):
-    """What an operator may ask of a rollout."""
-
-    PAUSE = "pause"
-    RESUME = "resume"
-    ABORT_KEEP = "abort-keep"
-    ABORT_REVERT = "abort-revert"
-
-
-COMMANDS: dict[tuple[RolloutState, Command], RolloutState] = {
-    (RolloutState.RUNNING, Command.PAUSE): RolloutState.PAUSED,
-    (RolloutState.PAUSED, Command.RESUME): RolloutState.RUNNING,
-    (RolloutState.RUNNING, Command.ABORT_KEEP): RolloutState.ABORTED,
-    (RolloutState.RUNNING, Command.ABORT_REVERT): RolloutState.ABORTED,
-    (RolloutState.PAUSED, Command.ABORT_KEEP): RolloutState.ABORTED,
-    (RolloutState.PAUSED, Command.ABORT_REVERT): RolloutState.ABORTED,
-    (RolloutState.HALTED, Command.ABORT_KEEP): RolloutState.ABORTED,
-    (RolloutState.HALTED, Command.ABORT_REVERT): RolloutState.ABORTED,
-}
-"""What is allowed when."""
 
 ENDED = frozenset({RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED})
 """Nothing more is offered."""
@@ -162,7 +146,12 @@ def late_joiner_wave(rollout: Rollout) -> int | None:
 
 
 def advance(
-    rollout: Rollout, members: Sequence[Member], now: float, *, max_paired_loss: float
+    rollout: Rollout,
+    members: Sequence[Member],
+    now: float,
+    *,
+    max_paired_loss: float,
+    budgets: Mapping[str, Budget] | None = None,
 ) -> Step:
     """Decide the next step of a rollout; pure, one thing a pass.
 
@@ -171,6 +160,7 @@ def advance(
         members: all its devices, as last reported.
         now: Unix time, seconds.
         max_paired_loss: δ of the release's golden plan, nats a token.
+        budgets: class → what a device of it may spend under live traffic.
 
     Returns:
         The new rollout and the effects to commit with it. Applying the same step twice
@@ -181,6 +171,9 @@ def advance(
     silent = _newly_silent(rollout, members, now)
     if silent:
         return Step(rollout=rollout, silent=silent)
+    unwell = _newly_unwell(members, budgets or {})
+    if unwell:
+        return Step(rollout=rollout, unwell=unwell)
     stop = stop_gate(
         _counts(members, rollout.classes),
         tolerated_rate=rollout.policy.tolerated_failure_rate,
@@ -191,33 +184,6 @@ def advance(
     if rollout.state is RolloutState.PAUSED:
         return Step(rollout=rollout)
     return _run_wave(rollout, members, now, max_paired_loss)
-
-
-def apply_command(
-    rollout: Rollout, members: Sequence[Member], command: Command, *, reason: str = ""
-) -> Step:
-    """Answer an operator's command.
-
-    Raises:
-        ConflictError: not allowed in this state; the message says what is.
-    """
-    state = COMMANDS.get((rollout.state, command))
-    if state is None:
-        allowed = sorted(allowed for (now, allowed) in COMMANDS if now is rollout.state)
-        raise ConflictError(
-            f"rollout {rollout.id} is {rollout.state}: {command} is not possible;"
-            f" possible: {', '.join(allowed) or 'nothing'}"
-        )
-    revert = _succeeded(members) if command is Command.ABORT_REVERT else ()
-    said = reason or f"{command} by the operator"
-    return Step(
-        rollout=replace(
-            rollout,
-            state=state,
-            reason="" if command is Command.RESUME else said,
-        ),
-        revert=revert,
-    )
 
 
 def _run_wave(
@@ -328,7 +294,7 @@ def _halt(
         rollout=replace(
             rollout, state=RolloutState.HALTED, reason=reason, phase_at=now
         ),
-        revert=() if keep else _succeeded(members),
+        revert=() if keep else on_release(members),
         results=(replace(result, reason=reason),),
     )
 
@@ -344,10 +310,27 @@ def _device_reasons(members: Sequence[Member]) -> str:
     return f"{shown}; and {more} more" if more > 0 else shown
 
 
-def _succeeded(members: Sequence[Member]) -> tuple[str, ...]:
+def on_release(members: Sequence[Member]) -> tuple[str, ...]:
+    """Return the devices that run the release, also those that fail since."""
     return tuple(
-        member.device for member in members if member.outcome is Outcome.SUCCEEDED
+        member.device
+        for member in members
+        if member.outcome is Outcome.SUCCEEDED or member.live is not None
     )
+
+
+def _newly_unwell(
+    members: Sequence[Member], budgets: Mapping[str, Budget]
+) -> dict[str, str]:
+    """Ask of every device that committed what the device asked in its probation."""
+    found = {}
+    for member in members:
+        if member.outcome is Outcome.SUCCEEDED and member.live is not None:
+            budget = budgets.get(member.device_class, Budget())
+            problem = live_problem(budget, member.live)
+            if problem is not None:
+                found[member.device] = f"after it committed, {problem}"
+    return found
 
 
 def _newly_silent(

@@ -62,6 +62,12 @@ class ScriptedDevice:
     """What it says about itself."""
     bad_releases: Mapping[str, str] = field(default_factory=dict)
     """Release label → reason with which its trial fails here."""
+    live_failures: Mapping[str, int] = field(default_factory=dict)
+    """Release label → how many of the ten requests of each window fail with it."""
+    live_restarts: Mapping[str, int] = field(default_factory=dict)
+    """Release label → how often its process ends in each window."""
+    live_peak_mib: Mapping[str, float] = field(default_factory=dict)
+    """Release label → peak memory in each window; 200 MiB where none is said."""
     steps: tuple[State, ...] = (State.DOWNLOADING, State.PROBATION)
     """States between an assignment and its outcome."""
     key: SigningKey = field(
@@ -168,14 +174,18 @@ class ScriptedDevice:
 
     def _report(self) -> Report:
         sequence = self._sequence + 1
+        release = self.active_release
+        serving = release or ""
         return Report(
             sequence=sequence,
             started_at=float(sequence),
             ended_at=float(sequence + 1),
-            release=self.active.release if self.active else None,
+            release=release,
             requests=10,
+            failures=self.live_failures.get(serving, 0),
+            restarts=self.live_restarts.get(serving, 0),
             output_tokens=100,
-            peak_rss_mib=200.0,
+            peak_rss_mib=self.live_peak_mib.get(serving, 200.0),
         )
 
     def _take(self, content: bytes) -> None:

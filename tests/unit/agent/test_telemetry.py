@@ -4,9 +4,10 @@ import threading
 
 import pytest
 
-from slmops.agent.telemetry import Answered, LiveCounts, Telemetry
+from slmops.agent.telemetry import Answered, Telemetry
 from slmops.domain.errors import UnavailableError
 from slmops.domain.report import GRID_CELLS, GRID_MS, GRID_PER_S, grid_cell
+from slmops.domain.soak import LiveCounts
 from slmops.domain.sync import Report
 from slmops.testing.clock import SimulatedClock
 

@@ -10,13 +10,13 @@ import pytest
 from slmops.agent.models import Child
 from slmops.agent.records import Deployment, TrialPlan
 from slmops.agent.slots import SlotStore
-from slmops.agent.telemetry import LiveCounts
 from slmops.agent.trial import baseline, golden_trial, soak_problem
 from slmops.agent.upstream import Upstream
 from slmops.domain.blueprint import GoldenPlan
 from slmops.domain.device import Budget
 from slmops.domain.errors import UnavailableError
 from slmops.domain.release import ExpectedToken, GoldenPrompt, GoldenSet
+from slmops.domain.soak import LiveCounts
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.worker import start_worker
 from slmops.testing.stage import echo_artefact

@@ -4,8 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from slmops.domain.blueprint import OnHalt, RolloutPolicy
+from slmops.domain.device import Budget
 from slmops.domain.installation import State
+from slmops.domain.release import Release
 from slmops.testing.control_in_process import (
     QUICK_POLICY,
     ControlInProcess,
@@ -100,6 +104,60 @@ def test_a_halt_brings_back_devices_that_committed_or_still_install(
     assert {device.active_release for device in fleet} == {"sample-1"}
     assert second.newest.revert
     assert second.newest.release == "sample-1"
+
+
+SOAKING = replace(QUICK_POLICY, soak_s=20.0, deadline_s=1000.0)
+
+
+def soaking_release(version: int) -> Release:
+    limited = [replace(one, budget=Budget(memory_mib=400)) for one in SAMPLE_CLASSES]
+    release = sample_release(version, classes=limited)
+    return replace(release, blueprint=replace(release.blueprint, rollout=SOAKING))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        ({"live_failures": {"sample-2": 10}}, "live requests failed"),
+        ({"live_restarts": {"sample-2": 1}}, "its process ended"),
+        ({"live_peak_mib": {"sample-2": 5000.0}}, "peak memory 5000 MiB"),
+    ],
+)
+def test_a_release_that_fails_after_its_commit_halts_in_the_soak_and_is_taken_back(
+    run_control: Run, trouble: dict[str, Any], reason: str
+) -> None:
+    control = run_control(soaking_release(1), soaking_release(2))
+    fleet = [control.enrol(f"d{index}") for index in range(6)]
+    start(control)
+    control.play(*fleet, rounds=60)
+    assert rollout(control)["state"] == "done"
+    for device in fleet:
+        for name, value in trouble.items():
+            setattr(device, name, value)
+    start(control, "sample-2")
+    control.play(*fleet, rounds=30)
+    halted = rollout(control, 2)
+    assert halted["state"] == "halted", halted["reason"]
+    assert "after it committed, " in halted["reason"]
+    assert reason in halted["reason"]
+    assert sum(member["offered_at"] is not None for member in halted["members"]) == 2
+    assert {device.active_release for device in fleet} == {"sample-1"}
+    inputs = halted["evaluations"][-1]["inputs"]["classes"]
+    assert any(one.get("live_requests") for one in inputs.values())
+    actions = {entry["action"] for entry in control.get("/v1/audit")["entries"]}
+    assert "device.unwell" in actions
+
+
+def test_a_release_that_stays_well_passes_its_soak(run_control: Run) -> None:
+    control = run_control(soaking_release(1))
+    fleet = [control.enrol(f"d{index}") for index in range(4)]
+    for device in fleet:
+        device.live_failures = {"sample-1": 0}
+    start(control)
+    control.play(*fleet, rounds=60)
+    ended = rollout(control)
+    assert ended["state"] == "done"
+    assert all(member["live"]["requests"] > 0 for member in ended["members"])
 
 
 def test_hold_leaves_devices_where_they_are(run_control: Run) -> None:

@@ -1,7 +1,10 @@
 """What follows from a sync: outcomes, telemetry, bytes."""
 
+from dataclasses import replace
+
 from slmops.control.outcome import (
     downloaded_since,
+    live_after,
     outcome_of_sync,
     telemetry_after,
 )
@@ -10,6 +13,7 @@ from slmops.domain.ids import Digest
 from slmops.domain.installation import State
 from slmops.domain.report import GRID_CELLS, GRID_PER_S, grid_cell
 from slmops.domain.rollout import Member, Outcome
+from slmops.domain.soak import LiveCounts
 from slmops.domain.sync import (
     Assignment,
     InstallationReport,
@@ -93,6 +97,51 @@ def test_a_commit_that_is_rolled_back_later_has_failed() -> None:
     assert good.outcome is Outcome.SUCCEEDED
     later = DeviceStatus(installation=installed(State.ROLLED_BACK, reason="crashes"))
     assert outcome(later, member=good).outcome is Outcome.FAILED
+
+
+def report(number: int, *, release: str = "sample-2", failures: int = 0) -> Report:
+    """Return a window of ten seconds that ends at `number` times ten."""
+    return Report(
+        sequence=number,
+        started_at=number * 10.0 - 10,
+        ended_at=number * 10.0,
+        release=release,
+        requests=10,
+        failures=failures,
+        peak_rss_mib=200.0 + number,
+    )
+
+
+def test_traffic_of_the_release_counts_from_its_commit_on() -> None:
+    trial = TrialResult(passed=True, reason="", peak_rss_mib=90.0)
+    commit = InstallationReport(
+        assignment=2, state=State.COMMITTED, entered_at=25.0, trial=trial
+    )
+    status = DeviceStatus(installation=commit)
+    good = outcome(status)
+    assert good.live == LiveCounts(peak_rss_mib=90.0)
+    reports = (
+        report(2, failures=10),
+        report(3, failures=1),
+        report(4, release="sample-1", failures=10),
+        report(5),
+    )
+    after = live_after(good, assignment(), status, reports)
+    assert after.live == LiveCounts(requests=20, failures=1, peak_rss_mib=205.0)
+    reverting = assignment(revert=True)
+    assert live_after(good, reverting, status, reports) == good
+
+
+def test_a_device_that_runs_no_release_of_the_rollout_counts_nothing() -> None:
+    assert live_after(MEMBER, assignment(), DeviceStatus(), (report(1),)) == MEMBER
+
+
+def test_a_failure_is_final_whatever_the_device_says_again() -> None:
+    status = DeviceStatus(installation=installed(State.COMMITTED))
+    bad = replace(outcome(status), outcome=Outcome.FAILED, reason="restarts")
+    assert outcome(status, member=bad) == bad
+    back = DeviceStatus(installation=installed(State.ROLLED_BACK))
+    assert outcome(back, member=bad).live is None
 
 
 def test_reports_add_up_and_a_quiet_window_keeps_the_last_speed() -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from slmops.domain.blueprint import OnHalt, RolloutPolicy, WavePlan
+from slmops.domain.command import COMMANDS, Command, apply_command
+from slmops.domain.device import Budget
 from slmops.domain.errors import ConflictError
 from slmops.domain.gate import Verdict
 from slmops.domain.rollout import (
-    COMMANDS,
-    Command,
     Member,
     Outcome,
     Rollout,
@@ -17,12 +17,15 @@ from slmops.domain.rollout import (
     Step,
     WavePhase,
     advance,
-    apply_command,
     late_joiner_wave,
 )
+from slmops.domain.soak import LiveCounts
 
 POLICY = RolloutPolicy(
-    waves=(WavePlan(count=3), WavePlan(share=1.0)), soak_s=10, deadline_s=100
+    waves=(WavePlan(count=3), WavePlan(share=1.0)),
+    soak_s=10,
+    deadline_s=100,
+    probation_s=1,
 )
 CLASSES = ("gateway", "till", "workstation")
 
@@ -133,6 +136,51 @@ def test_early_failures_of_a_large_wave_are_weighed_against_all_it_was_offered(
     value = rollout(phase=WavePhase.OFFERING)
     state = step(value, wave + unoffered).rollout.state
     assert (state is RolloutState.HALTED) is halts
+
+
+def committed(live: LiveCounts) -> list[Member]:
+    fleet = members(first_wave(Outcome.SUCCEEDED))
+    counts = dict.fromkeys(first_wave(Outcome.SUCCEEDED), LiveCounts())
+    counts["till-0"] = live
+    return [replace(member, live=counts.get(member.device)) for member in fleet]
+
+
+@pytest.mark.parametrize(
+    ("live", "reason"),
+    [
+        (LiveCounts(requests=9, failures=9), "9 of 9 live requests failed"),
+        (LiveCounts(requests=9, restarts=1), "its process ended 1 times"),
+        (LiveCounts(peak_rss_mib=300.0), "peak memory 300 MiB"),
+    ],
+)
+def test_a_device_that_fails_after_its_commit_halts_the_wave_and_is_brought_back(
+    live: LiveCounts, reason: str
+) -> None:
+    budgets = {"till": Budget(memory_mib=200)}
+    value = rollout(phase=WavePhase.SOAKING, phase_at=0.0)
+    fleet = committed(live)
+    found = advance(value, fleet, 5.0, max_paired_loss=0.15, budgets=budgets)
+    assert list(found.unwell) == ["till-0"]
+    assert found.unwell["till-0"].startswith(f"after it committed, {reason}")
+    fleet = [
+        replace(member, outcome=Outcome.FAILED, reason=found.unwell[member.device])
+        if member.device in found.unwell
+        else member
+        for member in fleet
+    ]
+    halted = advance(value, fleet, 6.0, max_paired_loss=0.15, budgets=budgets)
+    assert halted.rollout.state is RolloutState.HALTED
+    assert reason in halted.rollout.reason
+    assert set(halted.revert) == {"gateway-0", "till-0", "workstation-0"}
+
+
+def test_a_device_that_stays_well_soaks_on() -> None:
+    value = rollout(phase=WavePhase.SOAKING, phase_at=0.0)
+    fleet = committed(LiveCounts(requests=100, failures=2, peak_rss_mib=100.0))
+    budgets = {"till": Budget(memory_mib=200)}
+    found = advance(value, fleet, 5.0, max_paired_loss=0.15, budgets=budgets)
+    assert not found.unwell
+    assert found.rollout.state is RolloutState.RUNNING
 
 
 def test_silence_past_the_deadline_becomes_a_failure() -> None:

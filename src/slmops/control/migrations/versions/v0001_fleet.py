@@ -90,6 +90,7 @@ def _rollouts() -> None:
         sa.Column("outcome", sa.String(16), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("paired_loss", sa.Float),
+        sa.Column("live", sa.Text),
         sa.Column("before", sa.Text),
     )
     op.create_table(
