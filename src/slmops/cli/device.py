@@ -40,7 +40,7 @@ def device() -> None:
 def token(
     workspace: Workspace,
     expires_in_s: float,
-    server: str,
+    server: str | None,
     token: str | None,
     as_json: bool,
 ) -> None:
@@ -59,7 +59,7 @@ def token(
     render.text(made.token)
     render.note(
         f"valid once, for {expires_in_s:g} s; on the device:"
-        f" slmops agent enrol --server {server} --token …"
+        f" slmops agent enrol --server {client.server} --token …"
     )
 
 
@@ -71,7 +71,7 @@ def token(
 def list_(
     workspace: Workspace,
     everything: bool,
-    server: str,
+    server: str | None,
     token: str | None,
     as_json: bool,
 ) -> None:
@@ -104,7 +104,11 @@ def list_(
 @render.as_json
 @click.pass_obj
 def show(
-    workspace: Workspace, device_id: str, server: str, token: str | None, as_json: bool
+    workspace: Workspace,
+    device_id: str,
+    server: str | None,
+    token: str | None,
+    as_json: bool,
 ) -> None:
     """Show everything known of a device.
 
@@ -123,7 +127,11 @@ def show(
 @render.as_json
 @click.pass_obj
 def explain(
-    workspace: Workspace, device_id: str, server: str, token: str | None, as_json: bool
+    workspace: Workspace,
+    device_id: str,
+    server: str | None,
+    token: str | None,
+    as_json: bool,
 ) -> None:
     """Say why a device has its class: the first whose conditions all hold.
 
@@ -157,7 +165,11 @@ def explain(
 @render.as_json
 @click.pass_obj
 def retire(
-    workspace: Workspace, device_id: str, server: str, token: str | None, as_json: bool
+    workspace: Workspace,
+    device_id: str,
+    server: str | None,
+    token: str | None,
+    as_json: bool,
 ) -> None:
     """Take a device that is dead, stolen or sold out of the fleet, for good.
 
@@ -180,7 +192,7 @@ def retire(
 
 
 def _detail(
-    workspace: Workspace, device_id: str, server: str, token: str | None
+    workspace: Workspace, device_id: str, server: str | None, token: str | None
 ) -> "DeviceDetail":
     from slmops.control.views import DeviceDetail
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import click
 
+from slmops.cli import render
 from slmops.domain.errors import (
     ERROR_CLASSES,
     InvalidInputError,
@@ -38,9 +39,8 @@ def server_options(command: Command) -> Command:
     server = click.option(
         "--server",
         envvar="SLMOPS_SERVER",
-        default=DEFAULT_SERVER,
-        show_default=True,
-        help="Address of the control plane.",
+        help="Address of the control plane; default is the one that serves this"
+        f" workspace, else {DEFAULT_SERVER}.",
     )
     return server(token(command))
 
@@ -48,14 +48,17 @@ def server_options(command: Command) -> Command:
 class OperatorClient:
     """Calls the control plane as the operator."""
 
-    def __init__(self, workspace: Workspace, server: str, token: str | None) -> None:
+    def __init__(
+        self, workspace: Workspace, server: str | None, token: str | None
+    ) -> None:
         import httpx
 
+        server = server or _find_server(workspace)
         if not server.startswith(("http://", "https://")):
             raise InvalidInputError(
                 f"--server must start with http:// or https://, got {server[:80]!r}"
             )
-        self._server = server
+        self.server = server
         found = token or _read_token(workspace.control / "operator-token")
         if not (found.isascii() and found.isprintable()):
             # Never quoted: messages end in logs.
@@ -101,7 +104,7 @@ class OperatorClient:
             answer = self._http.request(method, path, content=content, timeout=timeout)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnavailableError(
-                f"no control plane answers at {self._server}: {error};"
+                f"no control plane answers at {self.server}: {error};"
                 " start one with `slmops serve`, or name it with --server"
             ) from None
         if not answer.is_success:
@@ -113,7 +116,7 @@ class OperatorClient:
             return codec.convert(tree, kind, where=path, lenient=True)
         except InvalidInputError as error:
             raise UnavailableError(
-                f"what answers at {self._server} is no control plane of this"
+                f"what answers at {self.server} is no control plane of this"
                 f" version: {error}"
             ) from None
 
@@ -129,6 +132,19 @@ def path_to(*parts: str) -> str:
     """
     where = parts[0].removesuffix("s")
     return "/v1/" + "/".join(check_name(part, where=where) for part in parts)
+
+
+def _find_server(workspace: Workspace) -> str:
+    """Return the workspace's own control plane, or say that there is none here."""
+    from slmops.control.occupancy import ADDRESS, running_at
+
+    found = running_at(workspace.control)
+    if found is None:
+        render.note(
+            f"no control plane of {workspace.root} runs here ({ADDRESS});"
+            f" trying {DEFAULT_SERVER}"
+        )
+    return found or DEFAULT_SERVER
 
 
 def _problem(status: int, content: bytes) -> SlmopsError:

@@ -34,7 +34,11 @@ def rollout() -> None:
 @render.as_json
 @click.pass_obj
 def start(
-    workspace: Workspace, release: str, server: str, token: str | None, as_json: bool
+    workspace: Workspace,
+    release: str,
+    server: str | None,
+    token: str | None,
+    as_json: bool,
 ) -> None:
     """Start bringing RELEASE to the fleet.
 
@@ -51,7 +55,9 @@ def start(
 @server_options
 @render.as_json
 @click.pass_obj
-def list_(workspace: Workspace, server: str, token: str | None, as_json: bool) -> None:
+def list_(
+    workspace: Workspace, server: str | None, token: str | None, as_json: bool
+) -> None:
     """List rollouts, newest first.
 
     Example: slmops rollout list
@@ -81,7 +87,7 @@ def status(
     workspace: Workspace,
     rollout_id: str | None,
     watch: bool,
-    server: str,
+    server: str | None,
     token: str | None,
     as_json: bool,
 ) -> None:
@@ -108,7 +114,7 @@ def pause(
     workspace: Workspace,
     rollout_id: str,
     reason: str,
-    server: str,
+    server: str | None,
     token: str | None,
     as_json: bool,
 ) -> None:
@@ -130,7 +136,11 @@ def pause(
 @render.as_json
 @click.pass_obj
 def resume(
-    workspace: Workspace, rollout_id: str, server: str, token: str | None, as_json: bool
+    workspace: Workspace,
+    rollout_id: str,
+    server: str | None,
+    token: str | None,
+    as_json: bool,
 ) -> None:
     """Go on after a pause.
 
@@ -158,7 +168,7 @@ def abort(
     workspace: Workspace,
     rollout_id: str,
     keep: bool,
-    server: str,
+    server: str | None,
     token: str | None,
     as_json: bool,
 ) -> None:

@@ -50,7 +50,9 @@ def serve(
     """Run the control plane and its dashboard until Ctrl-C or SIGTERM.
 
     Devices enrol, sync and download here; rollouts move; the database and the
-    operator's token lie in the workspace's control folder.
+    operator's token lie in the workspace's control folder. On a terminal it prints a
+    link to the dashboard that carries the token; into a log it prints none. Commands
+    on the same workspace find it by themselves (control/address.json).
 
     Plain HTTP: for anything beyond this machine put a TLS proxy in front. Settings
     without an option, such as rate limits, are SLMOPS_CONTROL_ variables.
@@ -71,14 +73,17 @@ def serve(
 
     def announce(url: str) -> None:
         token_file = workspace.control / OPERATOR_TOKEN_FILE
-        page = f"{url}/#token={load_operator_token(workspace.control)}"
+        page, how = f"{url}/", f"; its token is in {token_file}"
+        if sys.stdout.isatty():
+            # Only there: what goes into a file or a journal others may read.
+            page, how = f"{url}/#token={load_operator_token(workspace.control)}", ""
         if as_json:
             render.json_document(
                 {"url": url, "dashboard": page, "operator_token_file": str(token_file)}
             )
         else:
             render.text(f"Control plane on {url}; its state is in {workspace.control}")
-            render.text(f"Dashboard: {page}")
+            render.text(f"Dashboard: {page}{how}")
             render.text("Next: `slmops device token` makes a token to enrol a device.")
         sys.stdout.flush()
 

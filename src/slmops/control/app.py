@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from slmops.control import http
 from slmops.control.auth import load_operator_token
 from slmops.control.engine import Engine
+from slmops.control.occupancy import announced, only_plane
 from slmops.control.openapi import openapi
 from slmops.control.plane import Plane
 from slmops.control.releases import KnownReleases
@@ -32,6 +33,8 @@ from slmops.registry.workspace import Workspace
 from slmops.wire import codec
 
 DATABASE = "control.db"
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - is replaced
+"""Where to reach a server on this machine that listens on all its addresses."""
 _LEAST_BETWEEN_SNAPSHOTS_S = 0.25
 _log = logging.getLogger("slmops.control")
 
@@ -82,8 +85,14 @@ def serve(
         announce: called with the address once it answers and minds signals.
 
     Raises:
+        ConflictError: another control plane serves this workspace.
         UnavailableError: the port is taken.
     """
+    with only_plane(settings.workspace.control):
+        _serve(settings, announce)
+
+
+def _serve(settings: ControlSettings, announce: Callable[[str], None]) -> None:
     app = create_app(settings)
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
@@ -95,9 +104,11 @@ def serve(
         timeout_graceful_shutdown=5,
     )
     url = f"http://{_in_url(host)}:{port}"
-    _Server(config, app.state.plane, ready=lambda: announce(url)).run(
-        sockets=[listener]
-    )
+    local = f"http://{_in_url(_LOOPBACK.get(host, host))}:{port}"
+    with announced(settings.workspace.control, local):
+        _Server(config, app.state.plane, ready=lambda: announce(url)).run(
+            sockets=[listener]
+        )
 
 
 def configure_logging(*, debug: bool) -> None:
@@ -143,8 +154,16 @@ def _listen(settings: ControlSettings) -> socket.socket:
         )
     except OSError as error:
         raise UnavailableError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+            f"cannot listen on {settings.host}:{settings.port}: {_why(error)}"
         ) from None
+
+
+def _why(error: OSError) -> str:
+    """Say it once: Python repeats the address in the text of a failed bind."""
+    number = error.errno
+    if number is None or isinstance(error, socket.gaierror):
+        return str(error.strerror)
+    return os.strerror(number)
 
 
 def _in_url(host: str) -> str:

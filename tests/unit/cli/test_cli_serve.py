@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import socket
 import sqlite3
@@ -61,10 +62,11 @@ def test_it_says_where_it_is_and_what_comes_next(serve: Serve, tmp_path: Path) -
     said = [pipe(process.stdout).readline() for _ in range(3)]
     url = said[0].split()[3].rstrip(";")
     assert str(tmp_path / "ws" / "control") in said[0]
-    assert said[1].startswith(f"Dashboard: {url}/#token=operator_")
+    token_file = tmp_path / "ws" / "control" / "operator-token"
+    assert said[1] == f"Dashboard: {url}/; its token is in {token_file}\n"
     assert "slmops device token" in said[2]
     assert httpx.get(f"{url}/healthz").json()["status"] == "ok"
-    assert "<html" in httpx.get(said[1].split()[1]).text
+    assert "<html" in httpx.get(said[1].split()[1].rstrip(";")).text
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=10)
     assert (process.returncode, err) == (0, "")
@@ -89,7 +91,75 @@ def test_as_json_it_announces_one_document_and_a_private_token(tmp_path: Path) -
     assert said["url"] == control.url
     token = Path(said["operator_token_file"])
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    assert said["dashboard"].endswith(token.read_text().strip())
+    assert said["dashboard"] == f"{control.url}/"
+    assert token.read_text().strip() not in json.dumps(said), "it may go into a log"
+
+
+def test_only_a_terminal_is_shown_the_token(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slmops", "serve", "--port", "0"],
+        env={**os.environ, "SLMOPS_WORKSPACE": str(tmp_path)},
+        stdout=theirs,
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while b"slmops device token" not in said:
+            said += os.read(ours, 4096)
+    finally:
+        process.terminate()
+        process.wait(10)
+        os.close(ours)
+    token = (tmp_path / "control" / "operator-token").read_text().strip()
+    assert f"/#token={token}" in said.decode()
+
+
+def test_a_second_control_plane_on_a_workspace_exits_with_4(
+    serve: Serve, tmp_path: Path
+) -> None:
+    first = serve("--port", "0")
+    url = pipe(first.stdout).readline().split()[3].rstrip(";")
+    code, said = refused(serve("--port", "0"))
+    assert code == 4
+    assert f"another control plane serves {tmp_path / 'ws'} at {url}" in said
+    first.kill()
+    first.wait()
+    third = serve("--port", "0")
+    assert pipe(third.stdout).readline(), "a killed one holds nobody up"
+
+
+def test_commands_find_the_control_plane_of_their_workspace(
+    serve: Serve, tmp_path: Path
+) -> None:
+    process = serve("--port", "0")
+    url = pipe(process.stdout).readline().split()[3].rstrip(";")
+    path = tmp_path / "ws" / "control" / "address.json"
+    assert json.loads(path.read_text()) == {"url": url}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def token() -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "SLMOPS_WORKSPACE": str(tmp_path / "ws")}
+        environment.pop("SLMOPS_SERVER", None)
+        return subprocess.run(
+            [sys.executable, "-m", "slmops", "device", "token"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    ran = token()
+    assert (ran.returncode, f"--server {url} --token" in ran.stderr) == (0, True)
+    process.kill()
+    process.wait()
+    assert path.exists()
+    assert "no control plane of" in token().stderr, "a dead one's address is not used"
+    again = serve("--port", "0")
+    assert pipe(again.stdout).readline()
+    again.terminate()
+    again.wait(10)
+    assert not path.exists()
 
 
 def test_token_and_fleet_survive_a_restart(tmp_path: Path) -> None:
@@ -121,7 +191,8 @@ def test_a_port_that_is_taken_exits_with_7(serve: Serve) -> None:
         port = taken.getsockname()[1]
         code, said = refused(serve("--port", str(port)))
     assert code == 7
-    assert f"cannot listen on 127.0.0.1:{port}" in said
+    assert said.count(str(port)) == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in said
 
 
 def test_a_host_that_is_not_ours_exits_with_7(serve: Serve) -> None:
