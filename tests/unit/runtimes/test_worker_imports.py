@@ -4,9 +4,12 @@ import subprocess
 import sys
 
 
-def test_the_child_loads_no_http_client() -> None:
-    code = "import sys, slmops.runtimes.worker; print('httpx' in sys.modules)"
+def test_the_child_loads_no_http_client_and_no_openssl() -> None:
+    code = (
+        "import sys, slmops.runtimes.worker, slmops.runtimes.llamacpp;"
+        "print({'httpx', 'ssl', '_hashlib'} & set(sys.modules))"
+    )
     ran = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
-    assert ran.stdout == "False\n"
+    assert ran.stdout == "set()\n"
