@@ -26,15 +26,18 @@ def plan(workspace: Workspace, blueprint: Path, as_json: bool) -> None:
 
     Example: slmops plan blueprint.yaml
     """
+    from slmops.workshop.artefacts import built_quantizations
     from slmops.workshop.blueprints import load_blueprint
     from slmops.workshop.machine import load_prior
     from slmops.workshop.models import find_model, reference_path
-    from slmops.workshop.plan import plan_build
+    from slmops.workshop.plan import candidate_names, plan_build
 
     wanted = load_blueprint(blueprint)
     record = find_model(workspace, wanted.model)
     reference = reference_path(workspace, record)
-    planned = plan_build(wanted, record, reference, load_prior(workspace))
+    names = candidate_names(wanted.candidates)
+    built = built_quantizations(workspace, record.id, names)
+    planned = plan_build(wanted, record, reference, load_prior(workspace), built=built)
     if as_json:
         render.json_document(planned)
         return
@@ -44,10 +47,22 @@ def plan(workspace: Workspace, blueprint: Path, as_json: bool) -> None:
 def _render(planned: "BuildPlan") -> None:
     classes = [forecast.class_name for forecast in planned.candidates[0].classes]
     render.table(
-        ("candidate", "MB", "bits/weight", "types", "predicted tok/s", *classes),
+        (
+            "candidate",
+            "quantized",
+            "MB",
+            "bits/weight",
+            "types",
+            "predicted tok/s",
+            *classes,
+        ),
         [_row(candidate) for candidate in planned.candidates],
         title=f"{planned.blueprint}: {planned.model_name},"
         f" reference {planned.reference_bytes / _MB:.1f} MB",
+    )
+    to_do = [c.quantization for c in planned.candidates if not c.is_built]
+    render.note(
+        f"a build would quantize: {', '.join(to_do) or 'nothing, all is there'}"
     )
     render.note(f"speed predicted from: {planned.prior.source}")
     if planned.reference_grid:
@@ -62,6 +77,7 @@ def _row(candidate: "CandidatePlan") -> tuple[object, ...]:
     types = " ".join(f"{kind}×{n}" for kind, n in candidate.tensor_types.items())
     return (
         name,
+        "already" if candidate.is_built else "to do",
         round(candidate.bytes / _MB, 1),
         round(candidate.bits_per_weight, 2),
         types,

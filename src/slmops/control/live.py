@@ -28,11 +28,6 @@ class Live:
         self._closed = True
         self._news.set()
 
-    @property
-    def closed(self) -> bool:
-        """No more news will come."""
-        return self._closed
-
     async def wait_for_news(self) -> bool:
         """Wait for a poke while somebody listens; False when closed."""
         await self._news.wait()

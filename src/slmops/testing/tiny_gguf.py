@@ -12,7 +12,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slmops.workshop.gguf_file import MetadataEntry, Scalar, TensorEntry
+from slmops.workshop.gguf_file import (
+    GgufHeader,
+    MetadataEntry,
+    Scalar,
+    TensorEntry,
+)
 from slmops.workshop.gguf_writer import metadata_entry, write_gguf
 
 CHAT_TEMPLATE = (
@@ -50,6 +55,13 @@ class TinyLlama:
     """Name in the metadata."""
     scale: float = 1.0
     """Spread of the weights in multiples of 1 / sqrt(width)."""
+
+
+def stored_bytes(header: GgufHeader, tensor: TensorEntry) -> bytes:
+    """Return a tensor's data as a file holds it, to compare files by."""
+    with header.path.open("rb") as file:
+        file.seek(tensor.offset)
+        return file.read(tensor.bytes)
 
 
 def write_tiny_llama(

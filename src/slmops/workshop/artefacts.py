@@ -9,7 +9,7 @@ from slmops.domain.release import ModelRecord
 from slmops.registry.workspace import Workspace
 from slmops.wire.codec import decode_json, encode_json
 from slmops.workshop.board import Board
-from slmops.workshop.mixes import MIXES, find_mix
+from slmops.workshop.mixes import find_mix
 from slmops.workshop.quantize import QuantizedFile, quantize_gguf
 from slmops.workshop.steps import Step, StepCache, StepRunner, tool_version
 
@@ -68,13 +68,14 @@ def quantize_candidate(
 
 
 def built_quantizations(
-    workspace: Workspace, model: Digest, candidates: Collection[str] = tuple(MIXES)
+    workspace: Workspace, model: Digest, candidates: Collection[str]
 ) -> frozenset[str]:
-    """Return which candidates a build would not have to quantize again."""
+    """Return which candidates a build would not have to quantize again.
+
+    Their bytes are not hashed, so that asking is quick; a build hashes them.
+    """
     cache = StepCache(workspace)
-    return frozenset(
-        name for name in candidates if cache.find(_step(model, name)) is not None
-    )
+    return frozenset(name for name in candidates if cache.has(_step(model, name)))
 
 
 def on_grid(artefact: Artefact, reference_grid: str | None) -> bool:

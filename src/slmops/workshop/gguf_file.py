@@ -363,18 +363,3 @@ class _HeaderReader:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise InvalidInputError(f"{self._path}: {reason}")
-
-
-def read_tensor_bytes(file: BinaryIO, tensor: TensorEntry) -> bytes:
-    """Read a tensor's data from an open file.
-
-    Raises:
-        InvalidInputError: the file became shorter since its header was read.
-    """
-    file.seek(tensor.offset)
-    raw = file.read(tensor.bytes)
-    if len(raw) != tensor.bytes:
-        raise InvalidInputError(
-            f"tensor {tensor.name!r}: expected {tensor.bytes} bytes, got {len(raw)}"
-        )
-    return raw

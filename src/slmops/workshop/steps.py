@@ -104,6 +104,22 @@ class StepCache:
 
         Damaged outputs are removed, so that computing the step replaces them.
         """
+        record = self._read(step)
+        if record is None:
+            return None
+        whole = [self._is_whole(digest) for digest in record.outputs.values()]
+        return record if all(whole) else None
+
+    def has(self, step: Step) -> bool:
+        """Tell whether a step is finished and its outputs are there, whole or not."""
+        record = self._read(step)
+        return record is not None and all(map(self.blobs.has, record.outputs.values()))
+
+    def save(self, record: StepRecord) -> None:
+        """Make a finished step known; its outputs are in the blob store already."""
+        write_atomically(self._path(record.step), encode_json(record))
+
+    def _read(self, step: Step) -> StepRecord | None:
         path = self._path(step)
         if not path.is_file():
             return None
@@ -111,14 +127,7 @@ class StepCache:
             record = decode_json(path.read_bytes(), StepRecord, where=str(path))
         except InvalidInputError:
             return None
-        if record.step != step:
-            return None
-        whole = [self._is_whole(digest) for digest in record.outputs.values()]
-        return record if all(whole) else None
-
-    def save(self, record: StepRecord) -> None:
-        """Make a finished step known; its outputs are in the blob store already."""
-        write_atomically(self._path(record.step), encode_json(record))
+        return record if record.step == step else None
 
     def _is_whole(self, digest: Digest) -> bool:
         try:

@@ -28,11 +28,6 @@ def evaluation_text(plan: EvaluationPlan, folder: Path) -> str:
     return _read(plan.text, "evaluation.txt", folder, "evaluation.text")
 
 
-def calibration_text() -> str:
-    """Return our own text for calibration; it shares nothing with the evaluation's."""
-    return _read(BUILTIN, "calibration.txt", Path(), "calibration")
-
-
 def golden_prompts(plan: GoldenPlan, folder: Path) -> tuple[str, ...]:
     """Return the golden prompts, one from each line that is not blank.
 

@@ -9,8 +9,13 @@ import pytest
 
 from slmops.cli.main import main
 from slmops.domain.blueprint import Blueprint
+from slmops.registry.workspace import DEFAULT_FOLDER, Workspace
 from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.wire.codec import load_yaml, to_plain
+from slmops.workshop.artefacts import quantize_candidate
+from slmops.workshop.board import Board
+from slmops.workshop.models import find_model
+from slmops.workshop.steps import StepCache, StepRunner
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -178,6 +183,23 @@ def test_plan_shows_every_candidate(run: Run, tiny: Path) -> None:
     _, out, err = run("plan", "blueprint.yaml")
     assert "Q8_0 (control)" in out
     assert "predicted from: memory bandwidth probe" in err
+    assert "a build would quantize: Q8_0, " in err
+
+
+def test_plan_says_what_is_quantized_already(run: Run, tiny: Path) -> None:
+    run("model", "import", str(tiny))
+    run("init")
+    (model,) = json.loads(run("model", "list", "--json")[1])["models"]
+    workspace = Workspace(root=Path(DEFAULT_FOLDER).absolute())
+    board = Board(progress=lambda *_: None)
+    record = find_model(workspace, model["id"])
+    quantize_candidate(StepRunner(StepCache(workspace)), board, record, "Q4_K_M")
+    plan = json.loads(run("plan", "blueprint.yaml", "--json")[1])
+    built = {c["quantization"] for c in plan["candidates"] if c["is_built"]}
+    assert built == {"Q4_K_M"}
+    _, out, err = run("plan", "blueprint.yaml")
+    assert "Q4_K_M" not in err
+    assert out.count("already") == 1
 
 
 def test_an_impossible_blueprint_fails_the_plan_with_code_6(

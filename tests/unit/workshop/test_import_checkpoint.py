@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 from slmops.domain.errors import InvalidInputError, NotFoundError, UnavailableError
 from slmops.registry.workspace import Workspace
 from slmops.testing.tiny_checkpoint import write_tiny_checkpoint
-from slmops.testing.tiny_gguf import write_tiny_llama
+from slmops.testing.tiny_gguf import stored_bytes, write_tiny_llama
 from slmops.workshop import hub
-from slmops.workshop.gguf_file import GgufHeader, read_header, read_tensor_bytes
+from slmops.workshop.gguf_file import GgufHeader, read_header
 from slmops.workshop.hf_source import open_checkpoint
 from slmops.workshop.models import import_model, reference_path
 
@@ -36,11 +36,10 @@ def imported(workspace: Workspace, source: Path) -> GgufHeader:
 
 
 def weights(header: GgufHeader) -> dict[str, tuple[str, bytes]]:
-    with header.path.open("rb") as file:
-        return {
-            tensor.name: (tensor.kind, read_tensor_bytes(file, tensor))
-            for tensor in header.tensors
-        }
+    return {
+        tensor.name: (tensor.kind, stored_bytes(header, tensor))
+        for tensor in header.tensors
+    }
 
 
 @pytest.mark.parametrize("shards", [1, 3])

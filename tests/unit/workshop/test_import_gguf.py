@@ -14,12 +14,16 @@ import pytest
 from slmops.domain.errors import ConflictError, InvalidInputError, NotFoundError
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
-from slmops.testing.tiny_gguf import TinyLlama, tiny_metadata, write_tiny_llama
+from slmops.testing.tiny_gguf import (
+    TinyLlama,
+    stored_bytes,
+    tiny_metadata,
+    write_tiny_llama,
+)
 from slmops.workshop.gguf_file import (
     MetadataEntry,
     TensorEntry,
     read_header,
-    read_tensor_bytes,
 )
 from slmops.workshop.gguf_writer import metadata_entry, with_metadata, write_gguf
 from slmops.workshop.models import (
@@ -115,11 +119,9 @@ def test_a_quantized_source_is_dequantized_and_marked(
     assert {tensor.kind for tensor in header.tensors} == {"F16", "F32"}
     source = read_header(quantized)
     for ours, theirs in zip(header.tensors, source.tensors, strict=True):
-        with header.path.open("rb") as a, quantized.open("rb") as b:
-            rows, width = ours.rows, ours.width
-            got = decode_rows(read_tensor_bytes(a, ours), ours.kind, rows, width)
-            raw = read_tensor_bytes(b, theirs)
-            want = decode_rows(raw, theirs.kind, rows, width)
+        rows, width = ours.rows, ours.width
+        got = decode_rows(stored_bytes(header, ours), ours.kind, rows, width)
+        want = decode_rows(stored_bytes(source, theirs), theirs.kind, rows, width)
         np.testing.assert_array_equal(got, want.astype(np.float16))
 
 

@@ -100,7 +100,10 @@ def test_a_build_measures_the_control_beside_what_was_asked(
     assert len(result.variants[0].golden_logprobs) == 2
     assert "Q8_0 of tiny" in load_prior(kept.workspace).source
     model = result.model.id
-    assert built_quantizations(kept.workspace, model) == {"Q8_0", "Q4_0"}
+    assert built_quantizations(kept.workspace, model, ("Q8_0", "Q4_0", "Q2_K")) == {
+        "Q8_0",
+        "Q4_0",
+    }
 
 
 def test_provenance_ties_every_figure_to_the_model(first: BuildRun) -> None:

@@ -1,5 +1,6 @@
 """Texts a blueprint names: our own or the user's, and what is wrong with bad ones."""
 
+import importlib.resources
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ from slmops.domain.errors import InvalidInputError, NotFoundError
 from slmops.workshop import text_sources
 from slmops.workshop.text_sources import (
     MAX_PROMPTS,
-    calibration_text,
     evaluation_text,
     golden_prompts,
 )
@@ -18,7 +18,9 @@ from slmops.workshop.text_sources import (
 def test_our_own_evaluation_text_shares_no_line_with_calibration() -> None:
     own = evaluation_text(EvaluationPlan(), Path("nowhere"))
     lines = {line.strip() for line in own.splitlines() if line.strip()}
-    others = {line.strip() for line in calibration_text().splitlines() if line.strip()}
+    texts = importlib.resources.files("slmops.workshop") / "texts"
+    kept_apart = (texts / "calibration.txt").read_text(encoding="utf-8")
+    others = {line.strip() for line in kept_apart.splitlines() if line.strip()}
     assert len(own) > 8000
     assert not lines & others
 
