@@ -19,7 +19,9 @@ from slmops.agent.records import Deployment, Installation, TrialPlan, failed
 from slmops.agent.slots import SlotStore
 from slmops.agent.telemetry import Telemetry
 from slmops.domain.errors import (
+    InvalidInputError,
     NotFoundError,
+    OverBudgetError,
     SlmopsError,
     UnavailableError,
     UntrustedError,
@@ -28,6 +30,10 @@ from slmops.domain.installation import Event, State
 from slmops.domain.soak import LiveCounts
 
 _MOST_SPOILED = 3
+_OF_THE_MODEL = (InvalidInputError, OverBudgetError)
+"""It does not load, crashes, or needs too much memory. A missing engine, a process
+that somebody killed and bytes that rotted on the disk are not the variant's fault."""
+_END_S = 2.0
 _SOON_S = 0.2
 _RETRY_S = 5.0
 _WAIT_S = 30.0
@@ -163,7 +169,7 @@ class Actions:
             return _fail(
                 now,
                 f"the new model does not start: {error}",
-                variant_at_fault=_blames(error),
+                variant_at_fault=isinstance(error, _OF_THE_MODEL),
             )
         return Finding(installation=now, event=Event.SERVING)
 
@@ -174,12 +180,15 @@ class Actions:
             child = self._ensure_trial(target)
             result = now.trial or trial.golden_trial(child, plan, now.baseline)
         except SlmopsError as error:
-            return _fail(now, f"trial: {error}", variant_at_fault=_blames(error))
+            return _fail(
+                now, f"trial: {error}", variant_at_fault=self._crashed_or_refused(error)
+            )
         if now.trial is None:
             now = replace(now, trial=result)
             self.journal.note(now)
         if not result.passed:
-            return _fail(now, result.reason, variant_at_fault=True)
+            at_fault = trial.variant_at_fault(plan, result)
+            return _fail(now, result.reason, variant_at_fault=at_fault)
         return self._soak(now, child, plan)
 
     def committed(self, now: Installation) -> Finding:
@@ -231,7 +240,8 @@ class Actions:
             result = (
                 replace(now.trial, passed=False, reason=problem) if now.trial else None
             )
-            return _fail(replace(now, trial=result), problem, variant_at_fault=True)
+            at_fault = trial.soak_blames(plan, counts, peak)
+            return _fail(replace(now, trial=result), problem, variant_at_fault=at_fault)
         left = plan.probation_s - (self.clock.monotonic() - begun)
         if left > 0:
             return Finding(installation=now, wait_s=min(left, _SOON_S))
@@ -251,10 +261,11 @@ class Actions:
             # Once promoted, the supervisor looks after it and counts its deaths.
             if child.worker.alive() or self._promoted_at is not None:
                 return child
-            reason = child.worker.exit_reason()
+            crashed, reason = child.worker.await_end(), child.worker.exit_reason()
             self._trial = None
             self.models.stop(child)
-            raise UnavailableError(f"its process ended before the trial did ({reason})")
+            kind = InvalidInputError if crashed else UnavailableError
+            raise kind(f"its process ended before the trial did ({reason})")
         overlap = self._fits_beside(target)
         if not overlap:
             self.models.make_room()
@@ -263,6 +274,15 @@ class Actions:
         if not overlap:
             self._promote(self._trial)
         return self._trial
+
+    def _crashed_or_refused(self, error: SlmopsError) -> bool:
+        """Tell whether a broken trial is the model's fault: it crashed, or said no.
+
+        Somebody who kills it, and a device too busy to answer, are not.
+        """
+        if isinstance(error, UnavailableError) and self._trial is not None:
+            return self._trial.worker.await_end(_END_S)
+        return isinstance(error, _OF_THE_MODEL)
 
     def _fits_beside(self, target: Deployment) -> bool:
         serving, wanted = self.models.serving, self.models.wanted
@@ -330,11 +350,6 @@ def _fail(now: Installation, reason: str, *, variant_at_fault: bool = False) -> 
         installation=failed(now, reason, variant_at_fault=variant_at_fault),
         event=Event.FAIL,
     )
-
-
-def _blames(error: SlmopsError) -> bool:
-    """Tell whether it is the variant's own fault; bytes that rotted are the disk's."""
-    return not isinstance(error, NotFoundError | UntrustedError)
 
 
 def _spoiled(now: Installation, reason: str) -> Finding:

@@ -174,6 +174,20 @@ class Journal:
             for variant, release, reason, at in rows
         )
 
+    def forgive(self, variant: Digest | None = None) -> tuple[Quarantined, ...]:
+        """Lift the quarantine of one variant, or of all; return what was lifted."""
+        lifted = tuple(
+            entry
+            for entry in self.quarantined()
+            if variant is None or entry.variant == variant
+        )
+        with self._transaction() as cursor:
+            cursor.executemany(
+                "DELETE FROM quarantine WHERE variant = ?",
+                [(entry.variant,) for entry in lifted],
+            )
+        return lifted
+
     # Counters.
 
     def next_session_counter(self, *, now: float) -> int:
@@ -274,9 +288,24 @@ def read_facts(path: Path) -> Journal:
     Raises:
         UnavailableError: it is not there or cannot be read now.
     """
+    return _open_beside(path, "ro")
+
+
+def open_beside(path: Path) -> Journal:
+    """Open an existing journal beside a running agent, for small changes.
+
+    A damaged one is left to the agent, which moves it aside.
+
+    Raises:
+        UnavailableError: it is not there or cannot be read now.
+    """
+    return _open_beside(path, "rw")
+
+
+def _open_beside(path: Path, mode: str) -> Journal:
     try:
         connection = sqlite3.connect(
-            f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=5
+            f"file:{path}?mode={mode}", uri=True, isolation_level=None, timeout=5
         )
         connection.execute("SELECT count(*) FROM facts")
     except sqlite3.DatabaseError as error:

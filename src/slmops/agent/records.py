@@ -168,12 +168,5 @@ def _entered(installation: Installation, state: State, *, now: float) -> Install
     )
     if installation.reason:
         reason = f"{reason}; last: {installation.reason}"
-    return after(
-        failed(entered, reason, variant_at_fault=state in _TRIES_THE_VARIANT),
-        Event.FAIL,
-        now=now,
-    )
-
-
-_TRIES_THE_VARIANT = frozenset({State.SWITCHED, State.PROBATION})
-"""States in which the new model runs: dying there again and again is its own fault."""
+    # Power cuts and kills of the agent say nothing about the variant.
+    return after(failed(entered, reason), Event.FAIL, now=now)

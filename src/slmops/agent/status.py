@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmops.agent.journal import Quarantined, read_facts
+from slmops.agent.journal import Quarantined, open_beside, read_facts
 from slmops.agent.machine import ENDPOINT, JOURNAL, EndpointPlace
 from slmops.agent.settings import AgentSettings
 from slmops.agent.slots import SlotStore
-from slmops.domain.errors import InvalidInputError, UnavailableError
+from slmops.domain.errors import InvalidInputError, NotFoundError, UnavailableError
+from slmops.domain.ids import parse_digest
 from slmops.domain.installation import State
 from slmops.domain.sync import InstallationReport, Installed
 from slmops.wire import codec
@@ -60,6 +61,33 @@ def agent_status(state: Path, settings: AgentSettings) -> AgentStatus:
         quarantined=quarantined,
         trouble=trouble,
     )
+
+
+def forgive(state: Path, digest: str | None = None) -> tuple[Quarantined, ...]:
+    """Lift the quarantine of one variant, or of all; an agent may run meanwhile.
+
+    Returns:
+        What was lifted. The next sync tells the control plane; a rollout may then bring
+        the variant again.
+
+    Raises:
+        InvalidInputError: `digest` is none.
+        NotFoundError: nothing of that kind is in quarantine here.
+        UnavailableError: the journal cannot be written now.
+    """
+    variant = None if digest is None else parse_digest(digest)
+    lifted: tuple[Quarantined, ...] = ()
+    if (state / JOURNAL).exists():
+        journal = open_beside(state / JOURNAL)
+        try:
+            lifted = journal.forgive(variant)
+        finally:
+            journal.close()
+    if not lifted:
+        raise NotFoundError(
+            f"{state}: {digest or 'nothing'} {'is not' if digest else 'is'} in quarantine"
+        )
+    return lifted
 
 
 def _read_journal(

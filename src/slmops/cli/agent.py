@@ -121,11 +121,36 @@ def status(state: Path, as_json: bool) -> None:
         *([("not readable", found.trouble)] if found.trouble else []),
         ("installation", f"{last.state} {last.reason}".strip() if last else "none yet"),
         *(
-            (f"quarantined {entry.release}", entry.reason)
+            (f"quarantined {entry.release}", f"{entry.reason} ({entry.variant})")
             for entry in found.quarantined
         ),
     ]
     render.table(("", ""), rows)
+
+
+@agent.command()
+@click.argument("digest", required=False)
+@_state
+@render.as_json
+def forgive(state: Path, digest: str | None, as_json: bool) -> None:
+    """Lift the quarantine of a variant, or of all without a DIGEST.
+
+    For a variant that failed here by no fault of its own: broken hardware, another
+    process that took the memory. Status shows the digests. The next sync tells the
+    control plane; roll the release out again afterwards.
+
+    Example: slmops agent forgive --state ./till-1 sha256:9f86d081…
+    """
+    from slmops.agent.settings import load_agent_settings
+    from slmops.agent.status import forgive as lift
+
+    load_agent_settings(state, {})  # an enrolled device?
+    lifted = lift(state, digest)
+    if as_json:
+        render.json_document(lifted)
+        return
+    for entry in lifted:
+        render.text(f"forgiven: {entry.variant} of {entry.release}: {entry.reason}")
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -133,6 +133,21 @@ def judge_trial(
     )
 
 
+def blames_variant(plan: GoldenPlan, budget: Budget, result: TrialResult) -> bool:
+    """Tell whether a failed trial shows a fault of the variant itself.
+
+    Answers and memory are the same at every try. Speed depends on what else the device
+    does at the time, and a figure that a system does not give says nothing at all.
+    """
+    delta, peak, limit = result.card_delta, result.peak_rss_mib, budget.memory_mib
+    return (
+        delta is None
+        or not delta <= plan.max_card_delta
+        or bool(_loss_problems(plan, result.paired_loss))
+        or (limit is not None and _is_measured(peak) and peak > limit)
+    )
+
+
 def _answer_problems(
     plan: GoldenPlan,
     card_logprobs: Sequence[float],
