@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from slmops.domain.errors import UnavailableError
 from slmops.workshop.progress import Progress
 
+REUSED = "reuse finished steps"
+"""Shown while nothing runs but steps are found finished."""
+
 
 @dataclass(slots=True)
 class Board:
@@ -37,6 +40,12 @@ class Board:
         with self._lock:
             self.total += tasks
 
+    def reuse(self) -> None:
+        """Count a task as done that an earlier build has finished."""
+        with self._lock:
+            self._done += 1
+            self._show(REUSED)
+
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[[float, float], None]]:
         """Show a task while the block runs; the block may report (done, total) of it."""
@@ -46,7 +55,7 @@ class Board:
                 raise UnavailableError(f"{name}: the build was stopped")
             with self._lock:
                 self._parts[name] = min(done / total, 1.0) if total else 0.0
-                self._show()
+                self._show(name)
 
         report(0, 1)
         try:
@@ -55,11 +64,9 @@ class Board:
             with self._lock:
                 self._parts.pop(name, None)
                 self._done += 1
-                self._show()
+                self._show(name)
 
-    def _show(self) -> None:
-        if not self._parts:
-            return
-        what = " + ".join(sorted(self._parts))
+    def _show(self, last: str) -> None:
+        what = " + ".join(sorted(self._parts)) or last
         done = self._done + sum(self._parts.values())
         self.progress(what, min(done, self.total) if self.total else done, self.total)

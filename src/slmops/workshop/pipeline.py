@@ -113,16 +113,17 @@ def run_build(
     _refuse_impossible(blueprint, workspace, model)
     with ExitStack() as stack:
         stack.enter_context(build_lock(workspace, progress))
+        board = stack.enter_context(Board(progress=progress))
         build = BuildContext(
             blueprint=blueprint,
             workspace=workspace,
             folder=folder,
             model=model,
             runtime=runtime,
-            runner=StepRunner(StepCache(workspace)),
+            runner=StepRunner(StepCache(workspace), on_reuse=board.reuse),
             processes=stack.enter_context(ScoreProcesses()),
             workers=stack.enter_context(Workers(runtime)),
-            board=stack.enter_context(Board(progress=progress)),
+            board=board,
         )
         build.runner.cache.clean()
         return _run(build, below_floor=options.below_floor)

@@ -64,6 +64,7 @@ def quantize_and_score(build: BuildContext, names: Sequence[str]) -> Scored:
         if len(build.blueprint.candidates) == 1:
             # It will be chosen, or the build fails: a processor is free to ask it now.
             (only,) = build.blueprint.candidates
+            build.board.expect(1)
             goldens.ask(only, made[only].result().digest, golden)
         scores = dict(row.result() for row in rows)
         artefacts = [future.result() for future in made.values()]

@@ -148,6 +148,8 @@ class StepRunner:
     """Runs the steps of one build; may be used from several threads."""
 
     cache: StepCache
+    on_reuse: Callable[[], None] = lambda: None
+    """Called for every step that need not be computed."""
     records: dict[Digest, StepRecord] = field(default_factory=dict)
     """Step digest → record of every step this build used."""
     timings: list[StepTiming] = field(default_factory=list)
@@ -169,9 +171,12 @@ class StepRunner:
         with self._lock:
             met = self.records.get(step.digest)
         if met is not None:
+            self.on_reuse()
             return met
         record = self.cache.find(step)
         reused = record is not None
+        if reused:
+            self.on_reuse()
         if record is None:
             began = time.perf_counter()
             outputs = dict(compute())

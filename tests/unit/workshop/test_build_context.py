@@ -12,7 +12,7 @@ import pytest
 from slmops.domain.errors import UnavailableError
 from slmops.runtimes.base import WorkerSettings
 from slmops.workshop.artefacts import Artefact
-from slmops.workshop.board import Board
+from slmops.workshop.board import REUSED, Board
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.goldens import Goldens
 
@@ -96,3 +96,21 @@ def test_progress_adds_up_over_tasks() -> None:
     assert ("one + two", 0.75, 2) in shown
     assert [done for _, done, _ in shown] == sorted(done for _, done, _ in shown)
     assert all(done <= total for _, done, total in shown)
+    assert shown[-1][1:] == (2, 2)
+
+
+def test_a_reused_step_counts_as_done_beside_what_runs() -> None:
+    shown: list[tuple[str, float, float]] = []
+    board = Board(progress=lambda *said: shown.append(said))
+    board.expect(3)
+    board.reuse()
+    with board.task("one") as one:
+        one(1, 2)
+        board.reuse()
+    assert shown == [
+        (REUSED, 1, 3),
+        ("one", 1, 3),
+        ("one", 1.5, 3),
+        ("one", 2.5, 3),
+        ("one", 3, 3),
+    ]

@@ -24,6 +24,7 @@ from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
 from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.workshop.artefacts import built_quantizations
+from slmops.workshop.board import REUSED
 from slmops.workshop.machine import load_prior
 from slmops.workshop.models import import_model
 from slmops.workshop.pipeline import BuildOptions, BuildRun, run_build
@@ -59,6 +60,17 @@ class Shop:
         self, blueprint: Blueprint = BLUEPRINT, options: BuildOptions | None = None
     ) -> BuildRun:
         return run_build(blueprint, self.workspace, folder=self.folder, options=options)
+
+    def progress(self) -> list[tuple[str, float, float]]:
+        """Build as before and return what was shown."""
+        shown: list[tuple[str, float, float]] = []
+        run_build(
+            BLUEPRINT,
+            self.workspace,
+            folder=self.folder,
+            progress=lambda *said: shown.append(said),
+        )
+        return shown
 
     def records(self) -> list[Path]:
         return list(self.workspace.steps.glob("*.json"))
@@ -124,6 +136,17 @@ def test_the_same_again_computes_nothing(kept: Shop, first: BuildRun) -> None:
     again = kept.build()
     assert (again.executed, again.id) == (0, first.id)
     assert first.executed == len(first.steps) == len(first.result.provenance)
+
+
+def test_progress_reaches_its_total_whatever_is_reused(
+    kept: Shop, first: BuildRun
+) -> None:
+    untouched = kept.progress()
+    assert untouched[-1][1] == untouched[-1][2] > 0
+    assert {what for what, _, _ in untouched} == {REUSED}
+    kept.blobs.remove(first.result.variants[0].digest)
+    again = kept.progress()
+    assert again[-1][1] == again[-1][2] == untouched[-1][2]
 
 
 def test_a_lost_artefact_is_made_again_and_nothing_else(
