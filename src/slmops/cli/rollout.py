@@ -12,6 +12,7 @@ from slmops.domain.errors import NotFoundError, UnavailableError
 from slmops.registry.workspace import Workspace
 
 if TYPE_CHECKING:
+    from slmops.control.aborted import AbortAnswer
     from slmops.control.views import RolloutDetail, RolloutView, WaveView
 
 _LOOK_EVERY_S = 0.5
@@ -155,12 +156,8 @@ def resume(
 
 @rollout.command()
 @click.argument("rollout_id", metavar="ID")
-@click.option(
-    "--keep/--revert",
-    default=False,
-    show_default=True,
-    help="Leave devices on the release they have, or bring them back.",
-)
+@click.option("--keep", is_flag=True, help="Leave devices on the release they have.")
+@click.option("--revert", is_flag=True, help="Bring devices back to what they ran.")
 @server_options
 @render.as_json
 @click.pass_obj
@@ -172,22 +169,52 @@ def abort(
     token: str | None,
     as_json: bool,
 ) -> None:
-    """End a rollout; devices go back to what they ran unless --keep.
+    *,
+    """End a rollout; say what its devices shall do: exactly one of --keep and --revert.
 
+    revert: bool,
     Example: slmops rollout abort r-2 --revert
     """
-    from slmops.control.views import AbortOrder, RolloutDetail
+    from slmops.control.aborted import AbortAnswer
+    from slmops.control.views import AbortOrder
 
     client = OperatorClient(workspace, server, token)
     path = path_to("rollouts", rollout_id, "abort")
-    aborted = client.post(path, AbortOrder(keep=keep), RolloutDetail)
+    aborted = client.post(path, AbortOrder(keep=keep), AbortAnswer)
     _show(aborted, as_json=as_json)
 
 
+    if keep == revert:
+        raise click.UsageError("give exactly one of --keep and --revert")
 def _newest(client: OperatorClient) -> str:
     from slmops.control.views import RolloutList
 
     found = client.get("/v1/rollouts", RolloutList).rollouts
+    if not as_json:
+        _show_ways(aborted)
+
+
+def _show_ways(aborted: "AbortAnswer") -> None:
+    """Say who goes back, who stays and why; many with one reason share a line."""
+    by_reason: dict[str, list[str]] = {}
+    for one in aborted.stay:
+        by_reason.setdefault(one.reason, []).append(one.device)
+    if aborted.back:
+        render.text(f"{_devices(aborted.back)} go back to what they ran before")
+    for reason, devices in by_reason.items():
+        render.text(f"{_devices(devices)} stay with {aborted.release}: {reason}")
+    if not aborted.back and not aborted.stay:
+        render.text("no device has the release")
+
+
+def _devices(names: Sequence[str], most: int = 5) -> str:
+    """Name some of the devices.
+
+    >>> _devices(["a", "b"])
+    '2 device(s) (a, b)'
+    """
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} device(s) ({', '.join(names[:most])}{more})"
     if not found:
         raise NotFoundError("there is no rollout yet: slmops rollout start RELEASE")
     return found[0].id

@@ -5,7 +5,7 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from slmops.control import views
+from slmops.control import aborted, views
 from slmops.control.auth import hash_token, new_token
 from slmops.control.http import json_answer, read_body, read_document
 from slmops.control.plane import Plane
@@ -144,7 +144,17 @@ async def abort_rollout(plane: Plane, request: Request) -> Response:
     rollout = await plane.run(
         plane.engine.abort, request.path_params["id"], order.keep, plane.clock()
     )
-    return await _after(plane, rollout)
+    plane.news()
+
+    def work() -> aborted.AbortAnswer:
+        return aborted.abort_answer(
+            _read_detail(plane, rollout.id),
+            plane.store.members(rollout.id),
+            plane.store.going_back(rollout.id),
+            keep=order.keep,
+        )
+
+    return json_answer(await plane.run(work))
 
 
 async def list_audit(plane: Plane, _request: Request) -> Response:
@@ -159,12 +169,13 @@ async def _after(plane: Plane, rollout: Rollout, *, status: int = 200) -> Respon
 
 
 async def _detail(plane: Plane, rollout: str) -> views.RolloutDetail:
-    def work() -> views.RolloutDetail:
-        return views.rollout_detail(
-            plane.store.rollout(rollout),
-            plane.store.members(rollout),
-            plane.store.left_out(rollout),
-            plane.store.evaluations(rollout),
-        )
+    return await plane.run(_read_detail, plane, rollout)
 
-    return await plane.run(work)
+
+def _read_detail(plane: Plane, rollout: str) -> views.RolloutDetail:
+    return views.rollout_detail(
+        plane.store.rollout(rollout),
+        plane.store.members(rollout),
+        plane.store.left_out(rollout),
+        plane.store.evaluations(rollout),
+    )

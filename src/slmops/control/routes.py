@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute
 from starlette.routing import Route as StarletteRoute
 
 from slmops.control import (
+    aborted,
     api_device,
     api_live,
     api_operator,
@@ -192,7 +193,7 @@ ROUTES: tuple[Route, ...] = (
         handler=api_operator.abort_rollout,
         summary="End a rollout; keep or revert what it did.",
         body=views.AbortOrder,
-        answers={200: views.RolloutDetail},
+        answers={200: aborted.AbortAnswer},
     ),
     Route(
         method="GET",

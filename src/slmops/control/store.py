@@ -168,6 +168,10 @@ class RolloutStore(Protocol):
         """Return a device's assignments, oldest first."""
         ...
 
+    def going_back(self, rollout: str) -> tuple[str, ...]:
+        """Return the devices that a rollout told to go back, by id."""
+        ...
+
     def evaluations(self, rollout: str) -> tuple[Evaluation, ...]:
         """Return a rollout's verdicts, oldest first."""
         ...

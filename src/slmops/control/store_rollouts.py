@@ -174,6 +174,18 @@ class SqlRollouts(SqlTables):
             )
             return tuple(decode(row.document, Assignment) for row in rows)
 
+    def going_back(self, rollout: str) -> tuple[str, ...]:
+        """Return the devices that a rollout told to go back, by id."""
+        with self.read() as connection:
+            rows = connection.execute(
+                sa.select(assignments.c.document)
+                .where(assignments.c.rollout == rollout)
+                .order_by(assignments.c.device, assignments.c.sequence)
+            )
+            found = (decode(row.document, Assignment) for row in rows)
+            newest = {one.device: one for one in found}
+        return tuple(one.device for one in newest.values() if one.revert)
+
     def evaluations(self, rollout: str) -> tuple[Evaluation, ...]:
         """Return a rollout's verdicts, oldest first."""
         with self.read() as connection:

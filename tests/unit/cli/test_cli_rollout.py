@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -172,12 +173,28 @@ def test_an_aborted_rollout_keeps_or_reverts(
         aborted = slmops("rollout", "abort", begun.id, flag)
         assert aborted.code == 0, aborted.err
         assert f"{begun.id} {release} aborted" in aborted.out
+        said = (
+            rf"device\(s\) \((.*)\) stay with {release}: kept by the operator"
+            if stays
+            else r"device\(s\) \((.*)\) go back to what they ran before"
+        )
+        [names] = re.findall(said, aborted.out)
+        # Wave 2 may have its offer already.
+        assert {one.name for one in first} <= set(names.split(", "))
         if not stays:
             wait_for(lambda: all(one.active_release != release for one in first))
     for device in fleet:
         kept = stays and device in first
         assert device.active_release == (release if kept else before[device.name])
     assert slmops("rollout", "abort", begun.id, flag).code == 4
+
+
+@pytest.mark.parametrize("flags", [(), ("--keep", "--revert")])
+def test_an_abort_says_exactly_one_of_keep_and_revert(
+    slmops: Slmops, flags: tuple[str, ...]
+) -> None:
+    ran = slmops("rollout", "abort", "r-1", *flags)
+    assert (ran.code, "exactly one of --keep and --revert" in ran.err) == (2, True)
 
 
 def first_wave(live: LiveControl, rollout: str) -> set[str]:
@@ -197,7 +214,8 @@ def test_two_rollouts_at_once_are_a_conflict(
 
 @pytest.mark.parametrize("command", ["status", "pause", "resume", "abort"])
 def test_an_unknown_rollout_exits_with_3(slmops: Slmops, command: str) -> None:
-    ran = slmops("rollout", command, "r-999")
+    flags = ("--keep",) if command == "abort" else ()
+    ran = slmops("rollout", command, "r-999", *flags)
     assert (ran.code, "r-999" in ran.err) == (3, True)
 
 
@@ -205,8 +223,9 @@ def test_an_unknown_rollout_exits_with_3(slmops: Slmops, command: str) -> None:
 def test_what_cannot_be_an_id_is_refused_before_it_is_sent(
     slmops: Slmops, rollout: str
 ) -> None:
-    for command in ("status", "pause", "resume", "abort"):
-        assert slmops("rollout", command, rollout).code == 2
+    for command in (["status"], ["pause"], ["resume"], ["abort", "--keep"]):
+        ran = slmops("rollout", *command, rollout)
+        assert (ran.code, "rollout must be 1 to 64 of" in ran.err) == (2, True)
 
 
 def watch(live: LiveControl, rollout: str, *, stderr: int) -> "subprocess.Popen[bytes]":

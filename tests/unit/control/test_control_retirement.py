@@ -99,6 +99,27 @@ def test_every_door_is_closed_to_a_retired_device(control: ControlInProcess) -> 
     control.post("/v1/devices/nobody/retire", status=404)
 
 
+def test_an_abort_says_who_goes_back_and_who_stays_and_why(
+    run_control: Run,
+) -> None:
+    control = run_control(quick_release(1), quick_release(2))
+    old = control.enrol("old")
+    control.post("/v1/rollouts", {"release": "sample-1"}, status=201)
+    control.play(old)
+    fresh = control.enrol("fresh")
+    fresh.sync(control.http)  # assigned nothing yet
+    control.post("/v1/rollouts", {"release": "sample-2"}, status=201)
+    control.tick()
+    answer = control.post("/v1/rollouts/r-2/abort", {"keep": False})
+    assert answer["back"] == ["old"]
+    assert answer["stay"] == [
+        {
+            "device": "fresh",
+            "reason": "nothing to go back to: it ran no release before",
+        }
+    ]
+
+
 def placed(
     device: str, wave: int, outcome: Outcome = Outcome.PENDING, name: str = "small"
 ) -> Placed:

@@ -1,0 +1,51 @@
+"""What becomes of the devices of an aborted rollout: pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slmops.control.records import LeftOut, Placed
+from slmops.control.views import RolloutDetail, RolloutView
+from slmops.domain.rollout import Outcome
+
+_DETAIL_FIELDS = (*RolloutView.__slots__, *RolloutDetail.__slots__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AbortAnswer(RolloutDetail):
+    """What became of an aborted rollout's devices."""
+
+    back: tuple[str, ...]
+    """Devices that were told to go back to what they ran before."""
+    stay: tuple[LeftOut, ...]
+    """Devices that have the release, or still get it, and keep it; with the reason."""
+
+
+def abort_answer(
+    detail: RolloutDetail,
+    placed: Sequence[Placed],
+    back: Sequence[str],
+    *,
+    keep: bool,
+) -> AbortAnswer:
+    """Return who goes back after an abort, and who stays and why."""
+    return AbortAnswer(
+        **{name: getattr(detail, name) for name in _DETAIL_FIELDS},
+        back=tuple(back),
+        stay=tuple(
+            LeftOut(device=one.member.device, reason=_why_it_stays(one, keep=keep))
+            for one in placed
+            if one.member.offered_at is not None
+            and one.member.outcome is not Outcome.FAILED
+            and one.member.device not in set(back)
+        ),
+    )
+
+
+def _why_it_stays(one: Placed, *, keep: bool) -> str:
+    if keep and one.member.outcome is Outcome.SUCCEEDED:
+        return "kept by the operator"
+    if keep:
+        return "its offer stands, kept by the operator"
+    if one.before is None:
+        return "nothing to go back to: it ran no release before"
+    return f"no way back to {one.before.release}: the device or that release is gone"
