@@ -163,33 +163,27 @@ def resume(
 @click.pass_obj
 def abort(
     workspace: Workspace,
+    *,
     rollout_id: str,
     keep: bool,
+    revert: bool,
     server: str | None,
     token: str | None,
     as_json: bool,
 ) -> None:
-    *,
     """End a rollout; say what its devices shall do: exactly one of --keep and --revert.
 
-    revert: bool,
     Example: slmops rollout abort r-2 --revert
     """
     from slmops.control.aborted import AbortAnswer
     from slmops.control.views import AbortOrder
 
+    if keep == revert:
+        raise click.UsageError("give exactly one of --keep and --revert")
     client = OperatorClient(workspace, server, token)
     path = path_to("rollouts", rollout_id, "abort")
     aborted = client.post(path, AbortOrder(keep=keep), AbortAnswer)
     _show(aborted, as_json=as_json)
-
-
-    if keep == revert:
-        raise click.UsageError("give exactly one of --keep and --revert")
-def _newest(client: OperatorClient) -> str:
-    from slmops.control.views import RolloutList
-
-    found = client.get("/v1/rollouts", RolloutList).rollouts
     if not as_json:
         _show_ways(aborted)
 
@@ -215,6 +209,12 @@ def _devices(names: Sequence[str], most: int = 5) -> str:
     """
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return f"{len(names)} device(s) ({', '.join(names[:most])}{more})"
+
+
+def _newest(client: OperatorClient) -> str:
+    from slmops.control.views import RolloutList
+
+    found = client.get("/v1/rollouts", RolloutList).rollouts
     if not found:
         raise NotFoundError("there is no rollout yet: slmops rollout start RELEASE")
     return found[0].id
