@@ -152,7 +152,8 @@ class DeviceClass:
     context_tokens: int = 1024
     """Context the model is loaded with; the memory budget counts its KV cache."""
     objective: Objective = Objective.QUALITY
-    """What to optimise among the variants that fit."""
+    """What to optimise among the variants that fit. Speeds that timing cannot tell apart
+    count as equal: then the variant closest to the reference wins."""
 
     def __post_init__(self) -> None:
         check_name(self.name, where="class name")

@@ -118,6 +118,10 @@ class Speed:
     filled_tokens: int | None = None
     """Tokens that really filled the context when memory was measured; what a longer
     context adds was extrapolated. None: only the standard prompt was in it."""
+    decode_median: Estimate | None = None
+    """Decode speed with bounds that enclose the true median with 95 %: narrower than all
+    runs from 9 runs on, all of them (of fewer than 6 with less certainty) before. What
+    candidates are compared by. None: take `decode_tokens_per_s`."""
     extrapolated_mib: float = 0.0
     """Part of `peak_rss_mib` and `rss_anon_mib` that was not measured: what the context
     beyond `filled_tokens` would add."""

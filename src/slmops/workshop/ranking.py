@@ -1,10 +1,11 @@
 """How candidates compare on one device class, where timing noise is no difference.
 
-Decode speed is known as the median of a few runs with the slowest and the fastest of
-them. One candidate is *surely faster* than another when all its runs are: its slowest
-beats the other's fastest. Of two equally fast ones that happens by chance, in either
-direction, with probability ``2 n!² / (2n)!``: 10 % for 3 runs each, 0.8 % for 5, the
-default. (Comparing round by round would be weaker evidence: all n rounds agree by
+Decode speed is known as the median of some runs with bounds (`Speed.decode_median`).
+One candidate is *surely faster* than another when its lower bound is above the other's
+upper one. Of few runs the bounds are the slowest and the fastest, so that all runs of
+one must beat all of the other; of two equally fast ones that happens by chance, in
+either direction, with probability ``2 n!² / (2n)!``: 10 % for 3 runs each, 0.8 % for 5,
+the default. (Comparing round by round would be weaker evidence: all n rounds agree by
 chance with probability ``2 / 2ⁿ``, 6 % for 5.)
 
 "Not surely faster" is not transitive, so candidates are not compared in pairs: each is
@@ -35,11 +36,13 @@ class Ranking:
     def decode(self, candidate: Candidate) -> Estimate:
         """Return a candidate's decode speed here; zero where it was not measured."""
         speed = candidate.card.speed_for(self.device_class)
-        return speed.decode_tokens_per_s if speed else _UNKNOWN
+        if speed is None:
+            return _UNKNOWN
+        return speed.decode_median or speed.decode_tokens_per_s
 
     @property
     def fastest(self) -> Candidate:
-        """The one whose slowest run is the fastest."""
+        """The one with the largest lower bound."""
         return max(
             self.candidates,
             key=lambda c: (self.decode(c).low, self.decode(c).value, c.quantization),

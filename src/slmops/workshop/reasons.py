@@ -53,7 +53,7 @@ def losing_reason(ranking: Ranking, loser: Candidate, chosen: Candidate) -> str:
         )
     fastest = ranking.fastest
     return (
-        f"worse speed: {mine}; the slowest run of {fastest.quantization} made"
+        f"worse speed: {mine}; {fastest.quantization} makes at least"
         f" {ranking.decode(fastest).low:.1f}"
     )
 
@@ -65,7 +65,8 @@ def objective_text(ranking: Ranking, candidate: Candidate) -> str:
             return f"KL divergence {_kld(candidate):.4f} nats"
         case Objective.SPEED:
             decode = ranking.decode(candidate)
-            return f"{decode.value:.1f} tokens/s, runs {decode.low:.1f} to {decode.high:.1f}"
+            bounds = f"{decode.low:.1f} to {decode.high:.1f}"
+            return f"{decode.value:.1f} tokens/s, {bounds}"
         case Objective.SIZE:
             return f"{candidate.card.bytes / MIB:.1f} MiB"
 

@@ -44,7 +44,7 @@ from slmops.workshop.speed_setting import (
     WARM_UP_TOKENS,
     SpeedSetting,
 )
-from slmops.workshop.statistics import median_of_runs
+from slmops.workshop.statistics import bounded_median, median_of_runs
 
 SPEEDS = "speeds"
 """Role of a timing step's output."""
@@ -243,6 +243,7 @@ def _rounds(
 def _speed(setting: SpeedSetting, worker: Worker, runs: Sequence[SpeedRun]) -> Speed:
     memory = worker.memory()
     first = [run.first_token_ms for run in runs]
+    decode = [run.decode_tokens_per_s for run in runs]
     return Speed(
         threads=setting.threads,
         context_tokens=setting.context_tokens,
@@ -250,7 +251,8 @@ def _speed(setting: SpeedSetting, worker: Worker, runs: Sequence[SpeedRun]) -> S
         first_token_ms=median_of_runs(first),
         first_token_tail_ms=slow_tail(first),
         prefill_tokens_per_s=median_of_runs([r.prefill_tokens_per_s for r in runs]),
-        decode_tokens_per_s=median_of_runs([r.decode_tokens_per_s for r in runs]),
+        decode_tokens_per_s=median_of_runs(decode),
+        decode_median=bounded_median(decode),
         load_ms=worker.load_ms,
         peak_rss_mib=memory.peak_rss_mib,
         rss_anon_mib=memory.anon_mib,

@@ -21,6 +21,7 @@ BLOCK_POSITIONS = 32
 """Longest block: KL divergence of positions further apart is nearly uncorrelated."""
 RESAMPLES = 2000
 _LOW, _HIGH = 2.5, 97.5
+_MISSED = 0.05
 _BATCH = 256
 _LEAST_BLOCKS = 2
 P99 = 99.0
@@ -131,6 +132,31 @@ def median_of_runs(values: Sequence[float]) -> Estimate:
         raise InvalidInputError("a median needs at least one run, got none")
     return Estimate(
         value=float(np.median(values)), low=float(min(values)), high=float(max(values))
+    )
+
+
+def bounded_median(values: Sequence[float]) -> Estimate:
+    """Return the median of runs with 95 % bounds that assume nothing of their spread.
+
+    The bounds are the k-th smallest and the k-th largest run, with the largest k whose
+    interval misses the true median with probability ``2 P(Bin(n, 1/2) < k) <= 0.05``
+    (the sign test's interval). Fewer than 6 runs cannot reach 95 %; they give all they
+    have.
+
+    >>> bounded_median([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 99.0])
+    Estimate(value=5.0, low=2.0, high=8.0)
+    """
+    whole = median_of_runs(values)
+    ordered, count = sorted(values), len(values)
+    missed, outside = 0.0, 0
+    while True:
+        missed += 2 * math.comb(count, outside) / 2**count
+        if missed > _MISSED:
+            break
+        outside += 1
+    place = max(outside - 1, 0)
+    return Estimate(
+        value=whole.value, low=ordered[place], high=ordered[count - 1 - place]
     )
 
 

@@ -15,6 +15,7 @@ from slmops.workshop.build_result import Candidate, ClassSelection
 from slmops.workshop.feasibility import SelectionRules
 from slmops.workshop.ranking import Ranking
 from slmops.workshop.select import select_variants
+from slmops.workshop.statistics import bounded_median
 
 TILL = DeviceClass(name="till", objective=Objective.SPEED)
 RULES = SelectionRules(floor=QualityFloor(), control_kld=0.004)
@@ -115,17 +116,16 @@ def test_a_faster_median_within_the_noise_is_no_reason_to_lose_fidelity() -> Non
     assert found.quantization == "Q8_0"
     assert found.reason == (
         "one of 2 fastest of 3 that fit, which timing cannot tell apart (70.3 tokens/s,"
-        " runs 51.0 to 91.0); of these it has the least KL divergence, 0.0030 nats"
+        " 51.0 to 91.0); of these it has the least KL divergence, 0.0030 nats"
     )
     reasons = {r.quantization: r.reason for r in found.rejected}
     assert reasons["Q3_K_M"] == (
-        "timing cannot tell it from Q8_0 (85.2 tokens/s, runs 52.5 to 93.1, against"
-        " 70.3 tokens/s, runs 51.0 to 91.0), which is closer to the reference:"
+        "timing cannot tell it from Q8_0 (85.2 tokens/s, 52.5 to 93.1, against"
+        " 70.3 tokens/s, 51.0 to 91.0), which is closer to the reference:"
         " KL divergence 0.0030 nats, against 0.1040"
     )
     assert reasons["Q2_K"] == (
-        "worse speed: 22.0 tokens/s, runs 20.0 to 25.0; the slowest run of Q3_K_M made"
-        " 52.5"
+        "worse speed: 22.0 tokens/s, 20.0 to 25.0; Q3_K_M makes at least 52.5"
     )
 
 
@@ -137,7 +137,7 @@ def test_a_difference_beyond_the_noise_still_decides() -> None:
         ]
     )
     assert found.quantization == "Q3_K_M"
-    assert found.reason == "best speed of 2 that fit (75.0 tokens/s, runs 70.0 to 80.0)"
+    assert found.reason == "best speed of 2 that fit (75.0 tokens/s, 70.0 to 80.0)"
 
 
 def test_a_difference_within_the_noise_saves_nobody_from_being_dominated() -> None:
@@ -163,9 +163,28 @@ def test_classes_share_what_is_as_fast_as_far_as_timing_can_tell() -> None:
     )
     assert [each.quantization for each in found] == ["Q3_K_M", "Q3_K_M"]
     assert found[1].reason == (
-        "within timing noise of the best speed (85.2 tokens/s, runs 52.5 to 93.1), and"
+        "within timing noise of the best speed (85.2 tokens/s, 52.5 to 93.1), and"
         " one variant fewer to ship"
     )
     assert found[1].rejected[0].reason == (
         "best speed, but Q3_K_M is within timing noise and serves other classes too"
     )
+
+
+def test_more_runs_tell_apart_what_few_cannot() -> None:
+    """One slow run among many no longer hides a difference."""
+
+    def many(name: str, kld: float, speeds: list[float]) -> Candidate:
+        made = timed(name, kld, 100, (min(speeds), speeds[0], max(speeds)))
+        (speed,) = made.card.speed
+        median = bounded_median(speeds)
+        speed = replace(speed, decode_median=median, runs=len(speeds))
+        return replace(made, card=replace(made.card, speed=(speed,)))
+
+    slow, fast = [50.0, 51.0, 52.0, 53.0], [60.0, 61.0, 62.0, 63.0]
+    few = [many("FINE", 0.003, slow), many("FAST", 0.1, [*fast, 40.0])]
+    (found,) = selected(few)
+    assert found.quantization == "FINE"
+    lot = [many("FINE", 0.003, 3 * slow), many("FAST", 0.1, [*(3 * fast), 40.0])]
+    (found,) = selected(lot)
+    assert found.quantization == "FAST"

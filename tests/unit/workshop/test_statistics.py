@@ -12,6 +12,7 @@ from slmops.domain.release import Estimate
 from slmops.workshop.statistics import (
     BLOCK_POSITIONS,
     Blocks,
+    bounded_median,
     exponential,
     make_blocks,
     mean_estimate,
@@ -136,3 +137,22 @@ def test_values_that_do_not_fit_the_text_are_refused(values: np.ndarray) -> None
 def test_no_runs_have_no_median() -> None:
     with pytest.raises(InvalidInputError, match="at least one run"):
         median_of_runs([])
+
+
+@given(st.integers(6, 60))
+def test_the_medians_bounds_cover_95_percent_and_are_as_narrow_as_that_allows(
+    count: int,
+) -> None:
+    found = bounded_median([float(n) for n in range(count)])
+    outside = int(found.low)
+    assert found.high == count - 1 - outside
+
+    def missed(k: int) -> float:
+        return 2 * 0.5**count * sum(math.comb(count, n) for n in range(k))
+
+    assert missed(outside + 1) <= 0.05 < missed(outside + 2)
+
+
+@given(st.lists(st.floats(1, 100), min_size=1, max_size=8))
+def test_the_bounds_of_few_runs_are_all_of_them(runs: list[float]) -> None:
+    assert bounded_median(runs) == median_of_runs(runs)

@@ -237,12 +237,13 @@ def _memory_table(result: BuildResult) -> str:
         " variant for all. Private: KV cache, scratch, reordered weights; mapped: weights"
         " and code, which several processes share. The last column is modelled: a line"
         " through the measured points, drawn on to the whole context. Budgets are compared"
-        " with it.</p>"
+        " with it, where it is there.</p>"
     )
 
 
 def _memory_row(name: str, speed: Speed) -> str:
     measured_private = speed.rss_anon_mib - speed.extrapolated_mib
+    modelled = f"~{speed.peak_rss_mib:.0f}" if speed.extrapolated_mib else "–"
     return (
         f'<tr><td>{escape(name)}</td><td class="n">{speed.threads}</td>'
         f'<td class="n">{speed.context_tokens}</td>'
@@ -250,7 +251,7 @@ def _memory_row(name: str, speed: Speed) -> str:
         f'<td class="n">{speed.measured_peak_mib:.0f}</td>'
         f'<td class="n">{measured_private:.0f}</td>'
         f'<td class="n">{speed.rss_file_mib:.0f}</td>'
-        f'<td class="n modelled">~{speed.peak_rss_mib:.0f}</td></tr>'
+        f'<td class="n modelled">{modelled}</td></tr>'
     )
 
 
