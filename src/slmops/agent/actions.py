@@ -14,7 +14,7 @@ from slmops.agent.clock import Clock
 from slmops.agent.download import Downloads, Wanted
 from slmops.agent.journal import Journal, Quarantined
 from slmops.agent.models import Child, Models
-from slmops.agent.offers import Offers
+from slmops.agent.offers import Offers, require_no_downgrade
 from slmops.agent.records import Deployment, Installation, TrialPlan, failed
 from slmops.agent.slots import SlotStore
 from slmops.agent.telemetry import Telemetry
@@ -86,6 +86,7 @@ class Actions:
             return _fail(now, "the assignment is no longer journaled")
         try:
             assignment = self.offers.read(known.envelope)
+            require_no_downgrade(assignment, self.slots.read())
             deployment, plan = self.offers.check(assignment)
         except UnavailableError as error:
             return self._later(now, str(error), wait_s=_RETRY_S)

@@ -8,18 +8,19 @@ with the same digests.
 from collections.abc import Callable
 from typing import Protocol
 
-from slmops.agent.records import Deployment, TrialPlan
+from slmops.agent.records import Deployment, Slots, TrialPlan
 from slmops.domain.device import DeviceClass, DeviceFacts
 from slmops.domain.errors import (
+    ConflictError,
     InvalidInputError,
     NotFoundError,
     OverBudgetError,
     UnavailableError,
     UntrustedError,
 )
-from slmops.domain.ids import Digest, digest_hex, parse_digest
+from slmops.domain.ids import Digest, digest_hex, label_version, parse_digest
 from slmops.domain.release import Release, Variant
-from slmops.domain.sync import Assignment
+from slmops.domain.sync import Assignment, Installed
 from slmops.registry.envelope import open_envelope
 from slmops.wire import codec
 
@@ -40,6 +41,35 @@ class Registry(Protocol):
     def target(self, path: str) -> tuple[int, str]:
         """Return the promised length and SHA-256 of a target."""
         ...
+
+
+def require_no_downgrade(assignment: Assignment, slots: Slots) -> None:
+    """See that the offer is no older release of the product that is installed.
+
+    Versions are part of the label that both signers name. A revert may go back to the
+    release in the previous slot, and an operator may ask for more.
+
+    Raises:
+        ConflictError: it is older.
+        InvalidInputError: it names no release.
+    """
+    wanted = Installed(release=assignment.release, variant=assignment.variant)
+    active, previous = (
+        None if one is None else one.installed for one in (slots.active, slots.previous)
+    )
+    asked_for = assignment.allow_downgrade or (assignment.revert and wanted == previous)
+    if active is None or asked_for:
+        return
+    older = label_version(wanted.release) < label_version(active.release)
+    if older and _product(wanted.release) == _product(active.release):
+        raise ConflictError(
+            f"release {wanted.release} is older than installed {active.release}; a"
+            " downgrade needs --allow-downgrade"
+        )
+
+
+def _product(label: str) -> str:
+    return label.rpartition("-")[0]
 
 
 class Offers:

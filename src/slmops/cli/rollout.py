@@ -31,12 +31,18 @@ def rollout() -> None:
 
 @rollout.command()
 @click.argument("release")
+@click.option(
+    "--allow-downgrade",
+    is_flag=True,
+    help="Bring RELEASE although a newer one was rolled out before.",
+)
 @server_options
 @render.as_json
 @click.pass_obj
 def start(
     workspace: Workspace,
     release: str,
+    allow_downgrade: bool,
     server: str | None,
     token: str | None,
     as_json: bool,
@@ -48,7 +54,7 @@ def start(
     from slmops.control.views import RolloutDetail, RolloutOrder
 
     client = OperatorClient(workspace, server, token)
-    order = RolloutOrder(release=release)
+    order = RolloutOrder(release=release, allow_downgrade=allow_downgrade)
     _show(client.post("/v1/rollouts", order, RolloutDetail), as_json=as_json)
 
 

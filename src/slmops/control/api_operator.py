@@ -95,7 +95,13 @@ async def start_rollout(plane: Plane, request: Request) -> Response:
     # Hashing its artefacts takes seconds: not on the thread that devices wait for.
     verify = plane.releases.load_verified
     release, digest = await asyncio.to_thread(verify, order.release)
-    rollout = await plane.run(plane.engine.start, release, digest, plane.clock())
+    rollout = await plane.run(
+        plane.engine.start,
+        release,
+        digest,
+        plane.clock(),
+        allow_downgrade=order.allow_downgrade,
+    )
     return await _after(plane, rollout, status=201)
 
 

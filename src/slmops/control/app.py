@@ -196,7 +196,7 @@ def _build_plane(settings: ControlSettings) -> Plane:
     return Plane(
         settings,
         store=store,
-        engine=Engine(store, releases),
+        engine=Engine(store, releases, poll_s=settings.poll_s),
         keys=keys,
         operator_token=load_operator_token(workspace.control),
         clock=time.time,

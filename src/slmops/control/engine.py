@@ -10,6 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
+from slmops.control.commit_parts import (
+    failed,
+    silenced,
+    stays,
+    unwell,
+    with_audit,
+)
 from slmops.control.evidence import Evidence
 from slmops.control.membership import membership, why_nobody
 from slmops.control.records import (
@@ -20,6 +27,10 @@ from slmops.control.records import (
 )
 from slmops.control.releases import KnownReleases
 from slmops.control.retirement import REASON, leave_out_retired
+from slmops.control.start_rules import (
+    require_no_downgrade,
+    require_reachable_deadline,
+)
 from slmops.control.store import Store
 from slmops.domain.blueprint import OnHalt
 from slmops.domain.command import Command, apply_command
@@ -44,8 +55,9 @@ _ATTEMPTS = 5
 class Engine:
     """Moves rollouts. Not for use from two threads at once."""
 
-    def __init__(self, store: Store, releases: KnownReleases) -> None:
+    def __init__(self, store: Store, releases: KnownReleases, *, poll_s: float) -> None:
         self.store = store
+        self._poll_s = poll_s
         self.releases = releases
         self._evidence = Evidence(store)
         self._devices_changed = True
@@ -54,7 +66,14 @@ class Engine:
         """Look for devices that no rollout knows in the next pass."""
         self._devices_changed = True
 
-    def start(self, release: Release, digest: Digest, now: float) -> Rollout:
+    def start(
+        self,
+        release: Release,
+        digest: Digest,
+        now: float,
+        *,
+        allow_downgrade: bool = False,
+    ) -> Rollout:
         """Start bringing a release to the fleet.
 
         Args:
@@ -62,24 +81,29 @@ class Engine:
                 where it holds nobody up.
             digest: of its document.
             now: Unix time, seconds.
+            allow_downgrade: a release newer than this one may have been rolled out.
 
         Raises:
-            ConflictError: the product has an active rollout, or no device fits.
+            ConflictError: the product has an active rollout, no device fits, or it is a
+                downgrade that is not allowed.
+            InvalidInputError: no device could meet its deadline.
         """
-        label = release.label
+        label, policy = release.label, release.blueprint.rollout
+        require_reachable_deadline(label, policy, poll_s=self._poll_s)
+        require_no_downgrade(release, self.store.rollouts(), allowed=allow_downgrade)
         self.store.note_release(label, digest, now=now)
         placed, left_out = membership(release, self.store.devices(), salt=digest)
         if not placed:
             raise ConflictError(
                 f"release {label} reaches no device: {why_nobody(left_out)}"
             )
-        policy = release.blueprint.rollout
         rollout = Rollout(
             id="r-0",
             release=label,
             policy=policy,
             classes=tuple(sorted({one.member.device_class for one in placed})),
             waves=len(policy.waves),
+            allow_downgrade=allow_downgrade,
             phase_at=now,
         )
         started = StoredRollout(rollout=rollout, product=release.name, created_at=now)
@@ -158,7 +182,7 @@ class Engine:
             return False
         if step.rollout.state is not stored.rollout.state:
             action = f"rollout.{step.rollout.state.value}"
-            commit = _with_audit(commit, "engine", action, step.rollout.reason)
+            commit = with_audit(commit, "engine", action, step.rollout.reason)
             # A finished rollout takes in the devices that came too late for it.
             self._devices_changed = True
         self.store.commit(commit)
@@ -181,9 +205,7 @@ class Engine:
                 return stored.rollout
             action = f"rollout.{command.value}"
             try:
-                return self.store.commit(
-                    _with_audit(commit, "operator", action, reason)
-                )
+                return self.store.commit(with_audit(commit, "operator", action, reason))
             except ConflictError:
                 if attempt + 1 == _ATTEMPTS:
                     raise
@@ -203,14 +225,14 @@ class Engine:
         by_device = {one.member.device: one for one in placed}
         offered, targets = self._offers(step, by_device, now)
         silent = [
-            _silenced(by_device[device], before.policy.deadline_s)
+            silenced(by_device[device], before.policy.deadline_s)
             for device in step.silent
         ]
-        unwell = [
-            _failed(by_device[device], reason) for device, reason in step.unwell.items()
+        sick = [
+            failed(by_device[device], reason) for device, reason in step.unwell.items()
         ]
         back, notes = self._reverts(step, placed, now) if reverting else ([], [])
-        judged = (*offered, *silent, *unwell)
+        judged = (*offered, *silent, *sick)
         if step.rollout == before and not (judged or evaluations or back):
             return None
         return Commit(
@@ -219,7 +241,7 @@ class Engine:
             members=judged,
             assignments=(*targets, *back),
             evaluations=evaluations,
-            audit=(*notes, *(_unwell(one, before, now) for one in unwell)),
+            audit=(*notes, *(unwell(one, before, now) for one in sick)),
         )
 
     def _offers(
@@ -252,6 +274,7 @@ class Engine:
             device_class=member.device_class,
             probation_s=rollout.policy.probation_s,
             issued_at=now,
+            allow_downgrade=rollout.allow_downgrade,
         )
 
     def _reverts(
@@ -270,12 +293,12 @@ class Engine:
             if member.offered_at is None or rolled_back:
                 continue
             if member.device in retired:
-                notes.append(_stays(step.rollout, member.device, REASON, now))
+                notes.append(stays(step.rollout, member.device, REASON, now))
                 continue
             try:
                 back.append(self._way_back(step.rollout, one, now))
             except NotFoundError as error:
-                notes.append(_stays(step.rollout, member.device, str(error), now))
+                notes.append(stays(step.rollout, member.device, str(error), now))
         return back, notes
 
     def _way_back(self, rollout: Rollout, placed: Placed, now: float) -> Assignment:
@@ -347,45 +370,3 @@ class Engine:
                 at=now, actor=actor, action=action, subject=subject, detail=detail
             )
         )
-
-
-def _stays(rollout: Rollout, device: str, why: str, now: float) -> AuditEntry:
-    return AuditEntry(
-        at=now,
-        actor="engine",
-        action="device.stays",
-        subject=device,
-        detail=f"{rollout.id}: {why}",
-    )
-
-
-def _silenced(placed: Placed, deadline_s: float) -> Placed:
-    reason = f"no outcome within {deadline_s:g} s of its offer"
-    member = replace(placed.member, outcome=Outcome.SILENT, reason=reason)
-    return replace(placed, member=member)
-
-
-def _failed(placed: Placed, reason: str) -> Placed:
-    member = replace(placed.member, outcome=Outcome.FAILED, reason=reason)
-    return replace(placed, member=member)
-
-
-def _unwell(placed: Placed, rollout: Rollout, now: float) -> AuditEntry:
-    return AuditEntry(
-        at=now,
-        actor="engine",
-        action="device.unwell",
-        subject=placed.member.device,
-        detail=f"{rollout.id}: {placed.member.reason}",
-    )
-
-
-def _with_audit(commit: Commit, actor: str, action: str, detail: str) -> Commit:
-    entry = AuditEntry(
-        at=commit.at,
-        actor=actor,
-        action=action,
-        subject=commit.rollout.id,
-        detail=detail,
-    )
-    return replace(commit, audit=(*commit.audit, entry))

@@ -43,6 +43,8 @@ class RolloutOrder:
 
     release: str
     """Label of a published release: ``assistant-2``."""
+    allow_downgrade: bool = False
+    """True brings a release that is older than the newest one rolled out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,3 +70,15 @@ def check_label(text: str, *, where: str) -> str:
             f" got {text[:80]!r}"
         )
     return text
+
+
+def label_version(label: str) -> int:
+    """Return the version at the end of a release's label.
+
+    Raises:
+        InvalidInputError: it is no label.
+
+    >>> label_version("assistant-12")
+    12
+    """
+    return int(check_label(label, where="release label").rpartition("-")[2])

@@ -91,6 +91,8 @@ class Rollout:
     """Classes it serves: K of the stop rule."""
     waves: int
     """How many there are."""
+    allow_downgrade: bool = False
+    """The operator asked for a release older than the newest one rolled out."""
     state: RolloutState = RolloutState.RUNNING
     """Overall."""
     wave: int = 0

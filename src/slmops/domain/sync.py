@@ -146,6 +146,9 @@ class Assignment:
     revert: bool = False
     """True when it brings a device back to what it ran before: the trial compares with
     the card only."""
+    allow_downgrade: bool = False
+    """True when the operator asked for a release older than the newest one; without it
+    a device goes back only to what it ran before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

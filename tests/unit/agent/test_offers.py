@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from slmops.agent.offers import Offers
+from slmops.agent.offers import Offers, require_no_downgrade
+from slmops.agent.records import Deployment, Slots
 from slmops.domain.device import Budget, DeviceClass, DeviceFacts
 from slmops.domain.errors import (
+    ConflictError,
     InvalidInputError,
     NotFoundError,
     OverBudgetError,
@@ -258,3 +260,47 @@ def test_what_a_power_cut_leaves_of_the_trusted_metadata_stops_no_update(
         assert deployment.variant == wanted.variant, path
         if path.is_file() and path.read_bytes() == damage:
             path.write_bytes(before)
+
+
+def slot(signers: Signers, label: str) -> Deployment:
+    deployment, _ = signers.offers().check(signers.assignment())
+    return replace(deployment, release=label)
+
+
+def test_an_older_release_is_refused_unless_asked_for_or_the_one_before(
+    signers: Signers,
+) -> None:
+    older = signers.assignment()  # of sample-1
+    on_two = Slots(active=slot(signers, "sample-2"))
+    with pytest.raises(
+        ConflictError,
+        match="release sample-1 is older than installed sample-2; a downgrade needs"
+        " --allow-downgrade",
+    ):
+        require_no_downgrade(older, on_two)
+    with pytest.raises(ConflictError):
+        require_no_downgrade(replace(older, revert=True), on_two)
+    back = replace(on_two, previous=slot(signers, "sample-1"))
+    with pytest.raises(ConflictError):
+        require_no_downgrade(older, back)
+    require_no_downgrade(replace(older, revert=True), back)
+    require_no_downgrade(replace(older, allow_downgrade=True), on_two)
+
+
+@pytest.mark.parametrize("active", [None, "sample-1", "other-7"])
+def test_a_first_the_same_or_another_product_s_release_is_no_downgrade(
+    signers: Signers, active: str | None
+) -> None:
+    slots = Slots(active=slot(signers, active) if active else None)
+    require_no_downgrade(signers.assignment(), slots)
+
+
+def test_only_what_the_disk_can_never_hold_is_refused_for_its_size(
+    signers: Signers,
+) -> None:
+    wanted = signers.assignment()
+    needs = signers.release.variants[0].bytes
+    full = replace(FACTS, disk_mib=0)  # emptied one day: the download waits for it
+    assert signers.offers(full, disk_size_bytes=needs).check(wanted)
+    with pytest.raises(OverBudgetError, match=r"of disk, this device's has 0 in all"):
+        signers.offers(disk_size_bytes=needs - 1).check(wanted)

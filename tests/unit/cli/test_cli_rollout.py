@@ -49,7 +49,7 @@ def start(slmops: Slmops, live: LiveControl) -> Iterator[Callable[..., Started]]
     """Start a rollout; whatever still runs at the end is aborted."""
 
     def call(release: str) -> Started:
-        ran = slmops("rollout", "start", release, "--json")
+        ran = slmops("rollout", "start", release, "--allow-downgrade", "--json")
         assert ran.code == 0, ran.err
         return Started(json.loads(ran.out)["id"], release)
 
@@ -207,9 +207,19 @@ def test_two_rollouts_at_once_are_a_conflict(
 ) -> None:
     assert fleet
     begun = start("sample-6")
-    ran = slmops("rollout", "start", "sample-7")
+    ran = slmops("rollout", "start", "sample-7", "--allow-downgrade")
     assert ran.code == 4
     assert begun.id in ran.err
+
+
+def test_an_older_release_than_the_newest_one_needs_a_word(
+    slmops: Slmops, fleet: list[ScriptedDevice], start: Callable[..., Started]
+) -> None:
+    assert fleet
+    start("sample-9")
+    ran = slmops("rollout", "start", "sample-1")
+    assert ran.code == 4
+    assert "a downgrade needs --allow-downgrade" in ran.err
 
 
 @pytest.mark.parametrize("command", ["status", "pause", "resume", "abort"])

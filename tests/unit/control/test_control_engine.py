@@ -210,6 +210,44 @@ def test_only_one_rollout_of_a_product_at_a_time(run_control: Run) -> None:
     start(control, "sample-2")
 
 
+def test_an_older_release_is_rolled_out_only_when_asked_for(run_control: Run) -> None:
+    control, fleet = two_releases(run_control)
+    start(control, "sample-2")
+    control.play(*fleet)
+    error = start(control, "sample-1", status=409)["error"]
+    assert error["message"] == (
+        "release sample-1 is older than sample-2, which rollout r-2 brought; a downgrade"
+        " needs --allow-downgrade"
+    )
+    assert not any(device.newest.allow_downgrade for device in fleet)
+    order = {"release": "sample-1", "allow_downgrade": True}
+    control.post("/v1/rollouts", order, status=201)
+    control.play(*fleet)
+    assert rollout(control, 3)["state"] == "done"
+    assert all(device.newest.allow_downgrade for device in fleet)
+
+
+def test_the_same_release_may_be_rolled_out_again(run_control: Run) -> None:
+    control = run_control(quick_release(1))
+    fleet = [control.enrol("a")]
+    for number in (1, 2):
+        start(control)
+        control.play(*fleet)
+        assert rollout(control, number)["state"] == "done"
+
+
+def test_a_deadline_that_no_device_could_meet_here_starts_no_rollout(
+    run_control: Run,
+) -> None:
+    tight = replace(QUICK_POLICY, deadline_s=60.0, probation_s=20.0)
+    control = run_control(quick_release(1, policy=tight))
+    control.enrol("a")
+    error = start(control, status=422)["error"]
+    assert "deadline_s must be at least 80 here" in error["message"]
+    assert "two polls of 30 s, got 60" in error["message"]
+    assert control.get("/v1/rollouts")["rollouts"] == []
+
+
 def test_a_release_with_a_damaged_artefact_is_not_rolled_out(
     control: ControlInProcess,
 ) -> None:
