@@ -240,6 +240,7 @@ class _Agent:
             director_key=settings.director_key,
             facts=self._facts,
             open_registry=self._open_registry,
+            disk_size_bytes=lambda: probe.disk_size_bytes(self._state),
         )
         actions = Actions(
             journal=journal,
@@ -275,6 +276,7 @@ class _Agent:
             error_backoff=self._backoff(1.0, 60.0),
             window_s=settings.window_s,
             stop=self._stop,
+            disk_mib=lambda: probe.disk_mib(self._state),
         )
         return loop
 

@@ -4,9 +4,10 @@ Reconciles: each step reads the journal and the slots and does one thing. A cras
 between any two lines is answered by `resume` at the next start.
 """
 
+import contextlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from slmops.agent.actions import Actions
@@ -15,6 +16,7 @@ from slmops.agent.journal import Journal, JournaledAssignment
 from slmops.agent.link import Link
 from slmops.agent.models import Models
 from slmops.agent.offers import Offers
+from slmops.agent.probe import with_disk
 from slmops.agent.records import Installation, Slots, after, failed, resumed
 from slmops.agent.slots import SlotStore
 from slmops.agent.telemetry import Telemetry
@@ -42,7 +44,7 @@ class Identity:
     """What the device says about itself."""
 
     facts: DeviceFacts
-    """Read at the agent's start."""
+    """Read at the agent's start; the disk again at every sync."""
     labels: Mapping[str, str]
     """Set by its owner."""
 
@@ -64,6 +66,8 @@ class AgentLoop:
     error_backoff: Backoff
     window_s: float
     stop: threading.Event
+    disk_mib: Callable[[], int]
+    """Reads what models may take of the disk now."""
     trouble: str | None = None
     """Why the last step failed: a disk that refuses, mostly; None while all is well."""
     _next_sync: float = 0.0
@@ -319,6 +323,9 @@ class AgentLoop:
         installation = self.journal.installation()
         if installation is None or installation.state is State.IDLE:
             installation = self.journal.last_outcome()
+        with contextlib.suppress(OSError):
+            facts = with_disk(self.identity.facts, self.disk_mib())
+            self.identity = replace(self.identity, facts=facts)
         return SyncRequest(
             facts=self.identity.facts,
             labels=self.identity.labels,

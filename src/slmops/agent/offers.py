@@ -82,6 +82,7 @@ class Offers:
         director_key: str,
         facts: DeviceFacts,
         open_registry: Callable[[], Registry],
+        disk_size_bytes: Callable[[], int],
     ) -> None:
         """Take what is trusted.
 
@@ -90,11 +91,13 @@ class Offers:
             director_key: public key of the director, hex.
             facts: of this device.
             open_registry: called for each check; loads the TUF client only then.
+            disk_size_bytes: of the whole file system: what is full may be emptied.
         """
         self._device = device
         self._director_key = director_key
         self._facts = facts
         self._open_registry = open_registry
+        self._disk_size_bytes = disk_size_bytes
 
     def read(self, envelope: str) -> Assignment:
         """Open an envelope.
@@ -171,10 +174,11 @@ class Offers:
                 f"variant needs {need:.0f} MiB of memory, this device has"
                 f" {facts.memory_mib}"
             )
-        if variant.bytes > facts.disk_mib * _MIB:
+        size = self._disk_size_bytes()
+        if variant.bytes > size:
             raise OverBudgetError(
-                f"variant needs {variant.bytes / _MIB:.0f} MiB of disk, this device has"
-                f" {facts.disk_mib}"
+                f"variant needs {variant.bytes / _MIB:.0f} MiB of disk, this device's"
+                f" has {size / _MIB:.0f} in all"
             )
 
 

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from slmops import __version__
@@ -13,6 +14,7 @@ from slmops.runtimes.base import installed_runtimes
 
 _MIB = 1 << 20
 _KIB_PER_MIB = 1024
+_SAME_MIB = 16
 
 
 def device_facts(
@@ -27,7 +29,7 @@ def device_facts(
     """
     return DeviceFacts(
         memory_mib=usable_memory_mib(memory_limit_mib, system=system),
-        disk_mib=_disk_mib(state_folder),
+        disk_mib=disk_mib(state_folder),
         cpu_count=_cpu_count(),
         architecture=platform.machine(),
         runtimes=installed_runtimes(),
@@ -95,7 +97,8 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _disk_mib(folder: Path) -> int:
+def disk_mib(folder: Path) -> int:
+    """Return what models may take below `folder`: free, or taken by models now, MiB."""
     blobs = folder / "blobs" / "sha256"
     held = 0
     if blobs.is_dir():
@@ -106,6 +109,21 @@ def _disk_mib(folder: Path) -> int:
 def free_disk_bytes(folder: Path) -> int:
     """Return the bytes an unprivileged process may still write below `folder`."""
     return shutil.disk_usage(folder).free
+
+
+def disk_size_bytes(folder: Path) -> int:
+    """Return the size of the file system of `folder`, however full it is."""
+    return shutil.disk_usage(folder).total
+
+
+def with_disk(facts: DeviceFacts, found_mib: int) -> DeviceFacts:
+    """Return facts with the disk as it is now, small changes left out.
+
+    A log that grows is no news: the control plane writes down every change.
+    """
+    if abs(found_mib - facts.disk_mib) <= max(facts.disk_mib / 16, _SAME_MIB):
+        return facts
+    return replace(facts, disk_mib=found_mib)
 
 
 def _cpu_count() -> int:

@@ -79,6 +79,8 @@ class AgentInProcess:
     obstacle: str | None = None
     blob_reply: Reply | None = None
     memory_mib: int = FACTS.memory_mib
+    disk_mib: int = FACTS.disk_mib
+    disk_size_mib: int = 1000
 
     def __post_init__(self) -> None:
         self.director = SigningKey.create(self.folder / "director.key")
@@ -104,6 +106,7 @@ class AgentInProcess:
             director_key=self.director.public_hex,
             facts=FACTS,
             open_registry=self._registry,
+            disk_size_bytes=lambda: self.disk_size_mib << 20,
         )
         self.actions = Actions(
             journal=self.journal,
@@ -139,6 +142,7 @@ class AgentInProcess:
             error_backoff=self._backoff(),
             window_s=60.0,
             stop=threading.Event(),
+            disk_mib=lambda: self.disk_mib,
         )
 
     def restart(self) -> str | None:

@@ -99,3 +99,11 @@ def test_reports_that_the_control_plane_refuses_do_not_block_all_others(
     device.sync_reply = answer(422, b"{}")
     device.loop.sync()
     assert device.journal.reports_to_send(most=9) == ()
+
+
+def test_the_disk_is_read_anew_for_every_sync(device: AgentInProcess) -> None:
+    device.loop.sync()
+    device.disk_mib = 3
+    device.loop.sync()
+    facts = [sync["facts"] for sync in device.syncs()]
+    assert [each["disk_mib"] for each in facts if isinstance(each, dict)] == [100, 3]

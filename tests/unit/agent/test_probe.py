@@ -1,6 +1,7 @@
 """Facts of a device, read from files as Linux lays them out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from slmops.agent.probe import (
     battery_share,
     device_facts,
+    disk_size_bytes,
     free_disk_bytes,
     usable_memory_mib,
+    with_disk,
 )
 
 MEMINFO = "MemTotal:        2048000 kB\nMemFree:          100 kB\n"
@@ -97,6 +100,18 @@ def test_what_slots_hold_counts_as_disk_of_the_device(tmp_path: Path) -> None:
     after = device_facts(tmp_path, memory_limit_mib=None).disk_mib
     assert after >= before - 2
     assert free_disk_bytes(tmp_path) > 0
+
+
+def test_a_disk_is_news_once_it_changed_by_much(tmp_path: Path) -> None:
+    facts = device_facts(tmp_path, memory_limit_mib=None)
+    facts = replace(facts, disk_mib=1600)
+    assert with_disk(facts, 1500) is facts
+    assert with_disk(facts, 1700) is facts
+    assert with_disk(facts, 1499).disk_mib == 1499
+    assert with_disk(facts, 0).disk_mib == 0
+    assert with_disk(replace(facts, disk_mib=0), 16).disk_mib == 0
+    assert with_disk(replace(facts, disk_mib=0), 17).disk_mib == 17
+    assert disk_size_bytes(tmp_path) >= free_disk_bytes(tmp_path)
 
 
 @pytest.mark.parametrize(
