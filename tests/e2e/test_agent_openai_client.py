@@ -188,6 +188,7 @@ def test_a_bad_body_gets_an_error_in_openais_form_and_the_next_request_works(
 def test_a_foreign_host_name_is_refused(url: str) -> None:
     answer = httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"})
     assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "host_not_allowed"
 
 
 def test_an_unknown_route_and_method_are_errors_in_openais_form(url: str) -> None:

@@ -27,6 +27,7 @@ from slmops.agent.clock import Backoff
 from slmops.agent.download import Downloads
 from slmops.agent.endpoint import Endpoint, EndpointLimits
 from slmops.agent.enrolment import prepare_state_folder
+from slmops.agent.hosts import ANY
 from slmops.agent.journal import Journal
 from slmops.agent.link import Link, http_client
 from slmops.agent.loop import AgentLoop, Identity
@@ -141,6 +142,8 @@ class _Agent:
             allowed_hosts=self._settings.hosts,
             trouble=self._trouble,
         )
+        if ANY in self._settings.hosts:
+            _log.warning("endpoint: it answers to every host name, so to web pages too")
         server = _Server(
             uvicorn.Config(
                 endpoint.application(),

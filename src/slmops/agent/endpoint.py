@@ -18,12 +18,12 @@ import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from slmops.agent.host_check import AllowedHosts
 from slmops.agent.openai_errors import (
     RequestRefused,
     internal_body,
@@ -113,13 +113,7 @@ class Endpoint:
                 RequestRefused: _on_refused,
                 Exception: _on_unexpected,
             },
-            middleware=[
-                Middleware(
-                    TrustedHostMiddleware,
-                    allowed_hosts=list(self._allowed_hosts),
-                    www_redirect=False,
-                )
-            ],
+            middleware=[Middleware(AllowedHosts, allowed=self._allowed_hosts)],
         )
 
     async def _models(self, _request: Request) -> Response:

@@ -16,6 +16,7 @@ from slmops.wire import codec
 
 JOURNAL, LOCK, ENDPOINT = "journal.db", "lock", "endpoint.json"
 KEY, ROOT = "device.key", "root.json"
+_REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - is replaced
 _log = logging.getLogger("slmops.agent")
 
 
@@ -30,8 +31,9 @@ class EndpointPlace:
 
 
 def write_place(state: Path, listener: socket.socket) -> None:
-    """Say in the state folder where the endpoint listens."""
+    """Say in the state folder where applications on this device find the endpoint."""
     host, port = listener.getsockname()[:2]
+    host = _REACHED_AT.get(host, host)
     shown = f"[{host}]" if ":" in host else host
     place = EndpointPlace(url=f"http://{shown}:{port}", pid=os.getpid())
     try:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slmops.agent.hosts import is_loopback, normal_name
 from slmops.domain.errors import InvalidInputError, NotFoundError
 from slmops.registry.blobs import write_atomically
 from slmops.wire import codec, settings
@@ -11,6 +12,7 @@ from slmops.wire import codec, settings
 CONFIG = "config.json"
 PREFIX = "SLMOPS_AGENT_"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +30,13 @@ class AgentSettings:
     memory_mib: int | None = None
     """Memory the owner gives to models; None for what the system allows."""
     host: str = "127.0.0.1"
-    """Address of the endpoint; loopback, because it has no authentication."""
+    """Address of the endpoint; loopback, because it has no authentication. Another one
+    needs `allowed_hosts`."""
     port: int = 8765
     """TCP port of the endpoint; 0 takes a free one, see ``endpoint.json``."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names that clients may use beside the address itself."""
+    """Host names that clients may use beside the address itself; "*" allows every name,
+    and so web pages that make theirs resolve to this device."""
     min_battery: float = 0.2
     """Charge, 0 to 1, below which a discharging device defers updates."""
     disk_reserve_mib: int = 64
@@ -51,6 +55,7 @@ class AgentSettings:
             )
         if not 0 <= self.port <= 65_535:  # noqa: PLR2004 - TCP
             raise InvalidInputError(f"port must be in 0..65535, got {self.port}")
+        self._check_hosts()
         if self.memory_mib is not None and self.memory_mib < 1:
             raise InvalidInputError(f"memory_mib must be >= 1, got {self.memory_mib}")
         if not 0 <= self.min_battery <= 1:
@@ -70,9 +75,27 @@ class AgentSettings:
     @property
     def hosts(self) -> tuple[str, ...]:
         """Return the names that requests may be addressed to."""
-        if self.host in _LOOPBACK:
-            return (*_LOOPBACK, *self.allowed_hosts)
-        return self.allowed_hosts or ("*",)
+        if is_loopback(self.host):
+            own: tuple[str, ...] = tuple(dict.fromkeys((*_LOOPBACK, self.host)))
+        elif self.host in _EVERY_ADDRESS:
+            own = _LOOPBACK
+        else:
+            own = (self.host,)
+        return (*own, *self.allowed_hosts)
+
+    def _check_hosts(self) -> None:
+        for index, host in enumerate(self.allowed_hosts):
+            if normal_name(host) is None:
+                raise InvalidInputError(
+                    f"allowed_hosts[{index}] must be a host name or address without a"
+                    f" port, got {host[:80]!r}"
+                )
+        if not is_loopback(self.host) and not self.allowed_hosts:
+            raise InvalidInputError(
+                f"host {self.host[:80]!r} can be reached from other machines, and the"
+                " endpoint asks for no password: allowed_hosts must list the host names"
+                ' that clients use, or hold "*" for any'
+            )
 
 
 def load_agent_settings(state: Path, environment: Mapping[str, str]) -> AgentSettings:

@@ -60,7 +60,11 @@ class LocalEndpoint:
 
 @contextlib.contextmanager
 def local_endpoint(
-    limits: EndpointLimits | None = None, *, hold_s: float = 5.0, max_waiting: int = 64
+    limits: EndpointLimits | None = None,
+    *,
+    hold_s: float = 5.0,
+    max_waiting: int = 64,
+    allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost"),
 ) -> Iterator[LocalEndpoint]:
     """Run an endpoint without a model until the test ends."""
     gateway = Gateway(hold_s=hold_s, max_waiting=max_waiting)
@@ -69,7 +73,7 @@ def local_endpoint(
         gateway,
         made.telemetry,
         limits or EndpointLimits(),
-        allowed_hosts=("127.0.0.1", "localhost"),
+        allowed_hosts=allowed_hosts,
     ).application()
     server = uvicorn.Server(
         uvicorn.Config(

@@ -3,9 +3,10 @@
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -174,6 +175,25 @@ def test_an_agent_serves_what_its_slots_hold_and_ends_cleanly_on_a_signal(
     (problem,) = watched.problems
     assert isinstance(problem, ConflictError)  # the second agent on this folder
     assert not (enrolled / ENDPOINT).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [("::1", ()), ("0.0.0.0", ("till",)), ("0.0.0.0", ("*",))],  # noqa: S104
+)
+def test_it_answers_under_the_address_it_was_given(
+    enrolled: Path, host: str, allowed: tuple[str, ...]
+) -> None:
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    watched = Watched(enrolled, then=lambda: None)
+    thread = threading.Thread(target=watched.watch)
+    thread.start()
+    run_agent(enrolled, replace(quiet(enrolled, 0), host=host, allowed_hosts=allowed))
+    thread.join(20)
+    assert [str(problem) for problem in watched.problems] == []
+    assert [answer.status_code for answer in watched.seen] == [200, 200]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Settings of the agent: typed, checked, and readable by the owner only."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from slmops.agent.settings import (
 )
 from slmops.domain.errors import InvalidInputError, NotFoundError
 
+EVERY = "0.0.0.0"  # noqa: S104 - never bound here
 GOOD = AgentSettings(
     server="http://127.0.0.1:8800",
     device="till-1",
@@ -62,6 +64,10 @@ def test_a_folder_that_was_never_enrolled_says_what_to_do(tmp_path: Path) -> Non
         ({"sync_longest_s": -1}, "sync_longest_s"),
         ({"window_s": 0}, "window_s"),
         ({"disk_reserve_mib": -1}, "disk_reserve_mib"),
+        ({"host": EVERY}, "allowed_hosts must list"),
+        ({"host": "::"}, "allowed_hosts must list"),
+        ({"host": "192.0.2.1"}, "allowed_hosts must list"),
+        ({"allowed_hosts": ["till.local", "till.local:80"]}, r"allowed_hosts\[1\]"),
         ({"labels": {"a": 3}}, "labels"),
         ({"colour": "blue"}, "colour"),
     ],
@@ -76,9 +82,22 @@ def test_a_wrong_setting_is_named(
         load_agent_settings(tmp_path, {})
 
 
-def test_the_endpoint_answers_to_loopback_names_and_those_that_were_allowed() -> None:
-    assert GOOD.hosts == ("127.0.0.1", "localhost", "::1")
-    wide = AgentSettings(
-        server="http://x", device="d", director_key="", host="192.0.2.1"
-    )
-    assert wide.hosts == ("*",)
+@pytest.mark.parametrize(
+    ("host", "allowed", "hosts"),
+    [
+        ("127.0.0.1", (), ("127.0.0.1", "localhost", "::1")),
+        ("::1", (), ("127.0.0.1", "localhost", "::1")),
+        (
+            "127.0.0.9",
+            ("till",),
+            ("127.0.0.1", "localhost", "::1", "127.0.0.9", "till"),
+        ),
+        ("192.0.2.1", ("till",), ("192.0.2.1", "till")),
+        (EVERY, ("till",), ("127.0.0.1", "localhost", "::1", "till")),
+        ("::", ("*",), ("127.0.0.1", "localhost", "::1", "*")),
+    ],
+)
+def test_the_endpoint_answers_to_its_own_names_and_those_that_were_allowed(
+    host: str, allowed: tuple[str, ...], hosts: tuple[str, ...]
+) -> None:
+    assert replace(GOOD, host=host, allowed_hosts=allowed).hosts == hosts
