@@ -6,6 +6,7 @@ between any two lines is answered by `resume` at the next start.
 
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,8 @@ _LONGEST_STEP_S = 1.0
 _DEFAULT_POLL_S = 30.0
 _UNDECIDED = frozenset({State.SWITCHED, State.PROBATION})
 """The pointer names a model that has not proved itself yet."""
+_REPORT = re.compile(r"(?:/\S+: )*reports\b(?:\[(\d{1,9})\])?")
+"""How a refusal begins that is about reports, or about one of them."""
 _log = logging.getLogger("slmops.agent")
 
 
@@ -137,7 +140,7 @@ class AgentLoop:
                 _log.warning("sync: %s", error)
             if isinstance(error, InvalidInputError):
                 # One bad report must not stop all others for ever.
-                self.journal.forget_reports(reports)
+                self.journal.forget_reports(_refused_reports(str(error), reports))
         else:
             self.sync_backoff.succeeded()
             self.journal.forget_reports(reports)
@@ -340,3 +343,14 @@ class AgentLoop:
     def _quarantined(self) -> tuple[Digest, ...]:
         entries = sorted(self.journal.quarantined(), key=lambda entry: entry.at)
         return tuple(entry.variant for entry in entries[-MAX_QUARANTINED_SENT:])
+
+
+def _refused_reports(message: str, sent: tuple[Report, ...]) -> tuple[Report, ...]:
+    """Return the reports that a refusal names; none when it is about something else."""
+    named = _REPORT.match(message)
+    if named is None:
+        return ()
+    if named[1] is None:
+        return sent
+    index = int(named[1])
+    return sent[index : index + 1]

@@ -1,5 +1,7 @@
 """What the loop takes from a control plane, and what it keeps until it was received."""
 
+import json
+
 import pytest
 
 from slmops.agent.journal import Journal
@@ -92,13 +94,29 @@ def test_an_answer_of_somebody_else_acknowledges_no_report(
     assert len(device.journal.reports_to_send(most=9)) == 1
 
 
-def test_reports_that_the_control_plane_refuses_do_not_block_all_others(
-    device: AgentInProcess,
+@pytest.mark.parametrize(
+    ("message", "left"),
+    [
+        ("/v1/sync: reports[1].requests must be in 0..9, got -1", [0, 2]),
+        ("reports[0].sequence must be in 5..9, got 1", [1, 2]),
+        ("reports must be at most 2, got 3", []),
+        ("reports[7].requests must be in 0..9, got -1", [0, 1, 2]),
+        ("key of label 'reports[1]' must have at most 9 characters", [0, 1, 2]),
+        ("labels must be at most 2, got 3", [0, 1, 2]),
+        ("/v1/sync: body must be at most 9 bytes", [0, 1, 2]),
+        ("", [0, 1, 2]),
+    ],
+)
+def test_only_the_reports_that_the_control_plane_refuses_are_dropped(
+    device: AgentInProcess, message: str, left: list[int]
 ) -> None:
-    device.telemetry.failed("sample-1")
-    device.sync_reply = answer(422, b"{}")
+    for version in range(3):
+        device.telemetry.failed(f"sample-{version}")
+    error = {"error": {"code": "invalid_input", "message": message}}
+    device.sync_reply = answer(422, json.dumps(error).encode())
     device.loop.sync()
-    assert device.journal.reports_to_send(most=9) == ()
+    waiting = device.journal.reports_to_send(most=9)
+    assert [report.release for report in waiting] == [f"sample-{n}" for n in left]
 
 
 def test_the_disk_is_read_anew_for_every_sync(device: AgentInProcess) -> None:
