@@ -5,13 +5,20 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
 from slmops.demo.load import RequestLoad
-from slmops.testing.stage import Stage, echo_artefact, stage, wait_until
+from slmops.testing.stage import (
+    QUICK,
+    Stage,
+    echo_artefact,
+    stage,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +111,8 @@ def test_an_older_release_comes_back_from_its_slot_without_a_download(
     state = one_device(built)
     good = built.publish(2, echo_artefact(start_delay_ms=1)).label
     wait_for_rollout(built, built.roll_out(good), "done")
-    wait_for_rollout(built, built.roll_out("sample-1"), "done")
+    back = built.roll_out("sample-1", allow_downgrade=True)
+    wait_for_rollout(built, back, "done")
     assert built.serving(state) == "sample-1"
     assert built.status(state)["installation"]["bytes_downloaded"] == 0
 
@@ -130,6 +138,28 @@ def test_a_model_that_crashes_on_a_prompt_breaks_one_stream_and_recovers(
     assert answer.status_code == 503
     assert answer.json()["error"]["type"] == "server_error"
     wait_until(lambda: ask(built, state).status_code == 200, "recovery")
+
+
+def test_a_model_that_crashes_after_its_commit_halts_its_rollout_and_goes_back(
+    tmp_path: Path,
+) -> None:
+    soaking = replace(QUICK, soak_s=30.0)
+    with stage(tmp_path) as built:
+        state = one_device(built)
+        built.policy = soaking
+        bad = built.publish(2, echo_artefact(crash_on="boom")).label
+        rollout = built.roll_out(bad)
+        wait_until(lambda: soaks(built, rollout), "sample-2 is committed and soaks")
+        assert built.serving(state) == bad
+        assert ask(built, state, "boom").status_code == 503
+        reason = wait_for_rollout(built, rollout, "halted")
+        assert "after it committed, its process ended 1 times" in reason
+        wait_until(lambda: built.serving(state) == "sample-1", "back on sample-1")
+
+
+def soaks(built: Stage, rollout: str) -> bool:
+    found = built.operator("GET", f"/v1/rollouts/{rollout}")
+    return bool(found["phase"] == "soaking")
 
 
 def test_it_serves_without_its_control_plane_also_across_a_restart(

@@ -151,9 +151,10 @@ class Stage:
         listed = answer.json()["data"]
         return str(listed[0]["id"]) if listed else None
 
-    def roll_out(self, label: str) -> str:
+    def roll_out(self, label: str, *, allow_downgrade: bool = False) -> str:
         """Start a rollout and return its id."""
-        return str(self.operator("POST", "/v1/rollouts", {"release": label})["id"])
+        order = {"release": label, "allow_downgrade": allow_downgrade}
+        return str(self.operator("POST", "/v1/rollouts", order)["id"])
 
     def operator(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401
         """Ask the control plane as its operator; return the tree."""
