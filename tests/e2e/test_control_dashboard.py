@@ -167,3 +167,40 @@ def test_it_fits_a_phone_and_a_desktop(
     page.goto(f"{server.url}/#token={operator_token(server)}")
     page.get_by_text("till-2").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_retired_device_is_on_the_page_no_more(
+    server: ControlProcess, page: Page
+) -> None:
+    enrol(server, 3)
+    page.goto(f"{server.url}/#token={operator_token(server)}")
+    page.get_by_role("cell", name="till-1").wait_for()
+    with server.operator() as operator:
+        operator.post("/v1/devices/till-1/retire").raise_for_status()
+    page.get_by_role("cell", name="till-1").wait_for(state="detached")
+    assert page.get_by_role("cell", name="till-2").count() == 1
+    assert "device.retire" in page.locator("#audit").inner_text()
+
+
+@pytest.mark.parametrize("width", [380, 1400])
+def test_the_main_release_stays_on_one_line(
+    server: ControlProcess, page: Page, width: int
+) -> None:
+    fleet = enrol(server, 2)
+    with server.operator() as operator:
+        operator.post("/v1/rollouts", json={"release": "sample-1"}).raise_for_status()
+    play(server, fleet, "r-1")
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(f"{server.url}/#token={operator_token(server)}")
+    label = page.locator("#totals .label")
+    label.wait_for()
+    assert label.get_attribute("title") == "sample-1"
+    one = label.evaluate("e => e.clientHeight")
+    longer = """e => {
+        const [name, version] = e.children;
+        name.textContent = name.textContent.repeat(9);
+        version.textContent = "-123";
+        return [e.clientHeight, version.offsetTop - name.offsetTop];
+    }"""
+    assert label.evaluate(longer) == [one, 0], "the version stays in sight"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -94,6 +94,20 @@ export function totals({ totals: all }) {
       element("dt", {}, name),
       element("dd", {}, value, note ? element("small", {}, ` ${note}`) : null),
     );
+  // A label may be long: on one line, cut in its name and never in its version.
+  const named = (name, value, note) => {
+    const [, front, version] = /^(.*?)(-\d+)?$/.exec(value);
+    return element(
+      "dl", { class: "card" },
+      element("dt", {}, name),
+      element(
+        "dd", { class: "label", title: value },
+        element("span", { class: "cut" }, front),
+        version ? element("span", {}, version) : null,
+        note ? element("small", {}, note) : null,
+      ),
+    );
+  };
   const releases = Object.entries(all.by_release).sort((a, b) => b[1] - a[1]);
   return [
     figure("Devices", number.format(all.devices)),
@@ -101,7 +115,7 @@ export function totals({ totals: all }) {
     figure("Requests answered", number.format(all.requests)),
     figure("Requests failed", number.format(all.failures), "", all.failures > 0),
     figure("Models shipped", bytes(all.bytes_downloaded)),
-    figure(
+    named(
       "Main release",
       releases.length ? releases[0][0] : "–",
       releases.length ? `on ${number.format(releases[0][1])}` : "",
