@@ -135,7 +135,8 @@ class RolloutPolicy:
     alpha: float = 0.01
     """Chance of a false halt over the whole rollout, all classes together."""
     soak_s: float = 3600.0
-    """Watching time after the last device of a wave has committed."""
+    """Watching time after the last device of a wave has committed: what its devices
+    report of live traffic counts against the release. Under two polls shows little."""
     deadline_s: float = 86400.0
     """Silence this long after an offer counts as a failure; at least twice
     `probation_s`."""

@@ -32,6 +32,9 @@ Stop rule
       argument with "all devices offered so far" growing by a wave at a time. Devices
       that are not offered yet count nowhere: their outcomes are still ahead.
 
+    A device that the operator retires leaves the count unless it failed; α holds as far
+    as nobody retires devices because they are well.
+
     The price is delay, not power: a class of 20 with 4 failures halts at once, and at
     the end of each wave nothing is pending. The reference figures (waves 20/80/400/1500)
     come out when devices are offered one by one; real waves are offered whole, and all
