@@ -16,6 +16,7 @@ _CODE = (
     "slmops.workshop.speed_setting",
     "slmops.workshop.speeds",
     "slmops.workshop.memory",
+    "slmops.workshop.statistics",
     "slmops.runtimes.speed",
 )
 
