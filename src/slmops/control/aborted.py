@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from slmops.control.records import LeftOut, Placed
 from slmops.control.views import RolloutDetail, RolloutView
-from slmops.domain.rollout import Outcome
+from slmops.domain.rollout import Outcome, may_run_release
 
 _DETAIL_FIELDS = (*RolloutView.__slots__, *RolloutDetail.__slots__)
 
@@ -34,15 +34,13 @@ def abort_answer(
         stay=tuple(
             LeftOut(device=one.member.device, reason=_why_it_stays(one, keep=keep))
             for one in placed
-            if one.member.offered_at is not None
-            and one.member.outcome is not Outcome.FAILED
-            and one.member.device not in set(back)
+            if may_run_release(one.member) and one.member.device not in set(back)
         ),
     )
 
 
 def _why_it_stays(one: Placed, *, keep: bool) -> str:
-    if keep and one.member.outcome is Outcome.SUCCEEDED:
+    if keep and one.member.outcome in {Outcome.SUCCEEDED, Outcome.FAILED}:
         return "kept by the operator"
     if keep:
         return "its offer stands, kept by the operator"

@@ -40,12 +40,12 @@ from slmops.domain.release import Release
 from slmops.domain.rollout import (
     ENDED,
     Member,
-    Outcome,
     Rollout,
     RolloutState,
     Step,
     advance,
     late_joiner_wave,
+    may_run_release,
 )
 from slmops.domain.sync import Assignment
 
@@ -280,17 +280,12 @@ class Engine:
     def _reverts(
         self, step: Step, placed: Sequence[Placed], now: float
     ) -> tuple[list[Assignment], list[AuditEntry]]:
-        """Bring back whoever has the release or may still get it.
-
-        Devices in the middle of their installation, and silent ones, count: they could
-        commit after the halt. So do those that failed after they committed.
-        """
+        """Bring back whoever has the release or may still get it."""
         back, notes = [], []
         retired = self._retired()
         for one in placed:
             member = one.member
-            rolled_back = member.outcome is Outcome.FAILED and member.live is None
-            if member.offered_at is None or rolled_back:
+            if not may_run_release(member):
                 continue
             if member.device in retired:
                 notes.append(stays(step.rollout, member.device, REASON, now))

@@ -312,6 +312,16 @@ def _device_reasons(members: Sequence[Member]) -> str:
     return f"{shown}; and {more} more" if more > 0 else shown
 
 
+def may_run_release(member: Member) -> bool:
+    """Tell whether a device has the release, or may still get it.
+
+    Those in the middle of their installation and silent ones may commit later; those
+    that failed after their commit have it; those that rolled back do not.
+    """
+    rolled_back = member.outcome is Outcome.FAILED and member.live is None
+    return member.offered_at is not None and not rolled_back
+
+
 def on_release(members: Sequence[Member]) -> tuple[str, ...]:
     """Return the devices that run the release, also those that fail since."""
     return tuple(

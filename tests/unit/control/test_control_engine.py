@@ -148,6 +148,29 @@ def test_a_release_that_fails_after_its_commit_halts_in_the_soak_and_is_taken_ba
     assert "device.unwell" in actions
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_abort_names_devices_that_failed_after_their_commit(
+    run_control: Run, keep: bool
+) -> None:
+    holding = replace(SOAKING, on_halt=OnHalt.HOLD)
+    control = run_control(quick_release(1), quick_release(2, policy=holding))
+    fleet = [control.enrol(f"d{index}") for index in range(2)]
+    start(control)
+    control.play(*fleet)
+    for device in fleet:
+        device.live_restarts = {"sample-2": 1}
+    start(control, "sample-2")
+    control.play(*fleet)
+    assert rollout(control, 2)["state"] == "halted"
+    assert {device.active_release for device in fleet} == {"sample-2"}
+    ended = control.post("/v1/rollouts/r-2/abort", {"keep": keep})
+    stays = {"device": "d0", "reason": "kept by the operator"}
+    assert (stays in ended["stay"], "d0" in ended["back"]) == (keep, not keep)
+    control.play(*fleet)
+    expected = "sample-2" if keep else "sample-1"
+    assert {device.active_release for device in fleet} == {expected}
+
+
 def test_a_release_that_stays_well_passes_its_soak(run_control: Run) -> None:
     control = run_control(soaking_release(1))
     fleet = [control.enrol(f"d{index}") for index in range(4)]
