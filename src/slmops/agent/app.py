@@ -117,7 +117,11 @@ class _Agent:
         self._chance = random.SystemRandom()
         self._stop = threading.Event()
         self._client = http_client(settings.server)
-        self._facts = probe.device_facts(state, memory_limit_mib=settings.memory_mib)
+        self._facts = probe.device_facts(
+            state,
+            memory_limit_mib=settings.memory_mib,
+            test_runtimes=settings.test_runtimes,
+        )
         self._slots = SlotStore(state)
         self._telemetry = Telemetry(self._clock.now)
         self._gateway = Gateway(hold_s=settings.hold_s, max_waiting=64)

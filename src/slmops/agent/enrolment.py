@@ -31,6 +31,8 @@ class Enrolment:
     """Set by the owner."""
     memory_mib: int | None = None
     """Memory given to models."""
+    test_runtimes: bool = False
+    """Offer runtimes without a model, too; see `AgentSettings.test_runtimes`."""
 
 
 def enrol_device(state: Path, wanted: Enrolment) -> AgentSettings:
@@ -56,7 +58,11 @@ def enrol_device(state: Path, wanted: Enrolment) -> AgentSettings:
         token=wanted.token,
         public_key=key.public_hex,
         signature=key.sign(f"slmops-enrol:{wanted.token}".encode()),
-        facts=probe.device_facts(state, memory_limit_mib=wanted.memory_mib),
+        facts=probe.device_facts(
+            state,
+            memory_limit_mib=wanted.memory_mib,
+            test_runtimes=wanted.test_runtimes,
+        ),
         labels=dict(wanted.labels),
         name=wanted.name,
     )
@@ -69,6 +75,7 @@ def enrol_device(state: Path, wanted: Enrolment) -> AgentSettings:
         director_key=answer.director_key,
         labels=dict(wanted.labels),
         memory_mib=wanted.memory_mib,
+        test_runtimes=wanted.test_runtimes,
     )
     save_agent_settings(state, settings)
     return settings

@@ -18,13 +18,18 @@ _SAME_MIB = 16
 
 
 def device_facts(
-    state_folder: Path, *, memory_limit_mib: int | None, system: Path = Path("/")
+    state_folder: Path,
+    *,
+    memory_limit_mib: int | None,
+    test_runtimes: bool = False,
+    system: Path = Path("/"),
 ) -> DeviceFacts:
     """Read the device's facts.
 
     Args:
         state_folder: where slots live; its file system counts.
         memory_limit_mib: the owner's own limit; None for none.
+        test_runtimes: offer runtimes without a model, too.
         system: root of ``/proc`` and ``/sys``; another folder in tests.
     """
     return DeviceFacts(
@@ -32,7 +37,7 @@ def device_facts(
         disk_mib=disk_mib(state_folder),
         cpu_count=_cpu_count(),
         architecture=platform.machine(),
-        runtimes=installed_runtimes(),
+        runtimes=installed_runtimes(test_runtimes=test_runtimes),
         os=platform.system().lower(),
         agent_version=__version__,
     )

@@ -47,6 +47,8 @@ class AgentSettings:
     """Longest wait between two tries while the control plane is gone."""
     window_s: float = 60.0
     """Length of one telemetry window."""
+    test_runtimes: bool = False
+    """Offer the runtime echo, which answers without a model, as installed: for tests."""
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):

@@ -33,6 +33,12 @@ def agent() -> None:
 @click.option("--name", help="Name of the device; made up by default.")
 @click.option("--label", "labels", multiple=True, help="key=value; repeatable.")
 @click.option("--memory-mib", type=int, help="Memory the models may use here.")
+@click.option(
+    "--test-runtimes",
+    is_flag=True,
+    envvar="SLMOPS_AGENT_TEST_RUNTIMES",
+    help="Offer the runtime echo, which answers without a model, too: for tests.",
+)
 @render.as_json
 def enrol(
     *,
@@ -42,6 +48,7 @@ def enrol(
     name: str | None,
     labels: tuple[str, ...],
     memory_mib: int | None,
+    test_runtimes: bool,
     as_json: bool,
 ) -> None:
     """Make this device's key and introduce it to the control plane, once.
@@ -57,6 +64,7 @@ def enrol(
         name=name,
         labels=dict(_label(text) for text in labels),
         memory_mib=memory_mib,
+        test_runtimes=test_runtimes,
     )
     settings = enrol_device(state.absolute(), wanted)
     if as_json:

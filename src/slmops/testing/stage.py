@@ -254,7 +254,11 @@ class Stage:
             )
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "SLMOPS_WORKSPACE": str(self.workspace.root)}
+        return {
+            **os.environ,
+            "SLMOPS_WORKSPACE": str(self.workspace.root),
+            "SLMOPS_AGENT_TEST_RUNTIMES": "true",
+        }
 
     def _record(self, artefact: bytes) -> GoldenSet:
         """Record once: all releases of a stage are asked the same."""

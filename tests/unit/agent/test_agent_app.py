@@ -74,6 +74,20 @@ def test_enrolment_keeps_all_that_the_agent_needs_for_its_owner_only(
     assert sent["facts"]["memory_mib"] == 512
 
 
+def test_the_runtime_without_a_model_is_offered_only_where_it_was_asked_for(
+    server: RawServer, tmp_path: Path
+) -> None:
+    for asked in (False, True):
+        state = tmp_path / str(asked)
+        settings = enrol_device(state, wanted(server, test_runtimes=asked))
+        assert load_agent_settings(state, {}).test_runtimes == asked
+        sent = json.loads(server.received[-1].body)["facts"]["runtimes"]
+        assert ("echo" in sent) == asked
+        agent = _Agent(state, settings, lambda path, now: Journal.open(path, now=now))
+        agent.close()
+        assert ("echo" in agent._facts.runtimes) == asked
+
+
 def test_an_enrolment_that_broke_off_is_repeated_with_the_same_key(
     server: RawServer, tmp_path: Path
 ) -> None:

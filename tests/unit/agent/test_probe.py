@@ -87,7 +87,9 @@ def test_facts_of_this_machine_make_sense(tmp_path: Path) -> None:
     facts = device_facts(tmp_path, memory_limit_mib=256)
     assert facts.memory_mib == 256
     assert facts.cpu_count >= 1
-    assert "echo" in facts.runtimes
+    assert "echo" not in facts.runtimes
+    testing = device_facts(tmp_path, memory_limit_mib=256, test_runtimes=True)
+    assert set(testing.runtimes) == {*facts.runtimes, "echo"}
     assert facts.architecture
     assert facts.agent_version
 
