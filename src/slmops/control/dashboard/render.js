@@ -102,8 +102,7 @@ export function totals({ totals: all }) {
       element("dt", {}, name),
       element(
         "dd", { class: "label", title: value },
-        element("span", { class: "cut" }, front),
-        version ? element("span", {}, version) : null,
+        element("div", {}, element("span", {}, front), version ?? null),
         note ? element("small", {}, note) : null,
       ),
     );
