@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from slmops.agent.records import Installation, Slots
+from slmops.agent.records import Installation, Slots, merged_report
 from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.domain.ids import Digest, parse_digest
-from slmops.domain.report import merge_counts
 from slmops.domain.sync import Report
 from slmops.wire import codec
 
@@ -215,7 +214,7 @@ class Journal:
                 ).fetchone()
                 if row is not None:
                     cursor.execute("DELETE FROM reports WHERE sequence = ?", (row[0],))
-                    report = _merged(_document(row[1], Report), report)
+                    report = merged_report(_document(row[1], Report), report)
             cursor.execute(
                 "INSERT INTO reports (sequence, document) VALUES (?, ?)",
                 (report.sequence, codec.encode_json(report)),
@@ -385,22 +384,3 @@ def _document(raw: object, kind: type[Document]) -> Document:
             f"journal: expected JSON bytes, got {type(raw).__name__}"
         )
     return codec.decode_json(raw, kind, where="journal", lenient=True)
-
-
-def _merged(older: Report, newer: Report) -> Report:
-    """Add two neighbouring windows under the newer one's number."""
-    return Report(
-        sequence=newer.sequence,
-        started_at=older.started_at,
-        ended_at=newer.ended_at,
-        release=newer.release,
-        requests=older.requests + newer.requests,
-        failures=older.failures + newer.failures,
-        output_tokens=older.output_tokens + newer.output_tokens,
-        restarts=older.restarts + newer.restarts,
-        first_token_ms=merge_counts(older.first_token_ms, newer.first_token_ms),
-        decode_tokens_per_s=merge_counts(
-            older.decode_tokens_per_s, newer.decode_tokens_per_s
-        ),
-        peak_rss_mib=max(older.peak_rss_mib, newer.peak_rss_mib),
-    )

@@ -9,10 +9,12 @@ from slmops.domain.golden import PromptScore
 from slmops.domain.ids import Digest
 from slmops.domain.installation import MAX_ENTRIES, Event, State, next_state
 from slmops.domain.release import GoldenSet
+from slmops.domain.report import merge_counts
 from slmops.domain.sync import (
     MAX_REASON_CHARS,
     InstallationReport,
     Installed,
+    Report,
     TrialResult,
 )
 
@@ -170,3 +172,22 @@ def _entered(installation: Installation, state: State, *, now: float) -> Install
         reason = f"{reason}; last: {installation.reason}"
     # Power cuts and kills of the agent say nothing about the variant.
     return after(failed(entered, reason), Event.FAIL, now=now)
+
+
+def merged_report(older: Report, newer: Report) -> Report:
+    """Add two neighbouring windows under the newer one's number."""
+    return Report(
+        sequence=newer.sequence,
+        started_at=older.started_at,
+        ended_at=newer.ended_at,
+        release=newer.release,
+        requests=older.requests + newer.requests,
+        failures=older.failures + newer.failures,
+        output_tokens=older.output_tokens + newer.output_tokens,
+        restarts=older.restarts + newer.restarts,
+        first_token_ms=merge_counts(older.first_token_ms, newer.first_token_ms),
+        decode_tokens_per_s=merge_counts(
+            older.decode_tokens_per_s, newer.decode_tokens_per_s
+        ),
+        peak_rss_mib=max(older.peak_rss_mib, newer.peak_rss_mib),
+    )
