@@ -82,12 +82,16 @@ def list_(
     from slmops.control.views import DeviceList
 
     answer = OperatorClient(workspace, server, token).get("/v1/devices", DeviceList)
+    retired = 0
     if not everything:
-        belong = [one for one in answer.devices if one.retired_at is None]
-        answer = DeviceList(devices=tuple(belong))
+        belong = tuple(one for one in answer.devices if one.retired_at is None)
+        retired = len(answer.devices) - len(belong)
+        answer = DeviceList(devices=belong)
     if as_json:
         render.json_document(answer)
         return
+    if retired:
+        render.note(f"not listed: {retired} retired, see --all")
     if not answer.devices:
         render.note("no device is enrolled; `slmops device token` is the first step")
         return
