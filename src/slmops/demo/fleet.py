@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import httpx
 
+from slmops.control.auth import OPERATOR_TOKEN_FILE
 from slmops.control.views import DeviceList, DeviceView, RolloutDetail, RolloutList
 from slmops.demo.processes import Processes, answers, wait_for
 from slmops.demo.summary import OnDevice
@@ -170,9 +171,13 @@ class Fleet:
         )
         return codec.decode_json(answer.raise_for_status().content, kind, where=path)
 
+    @property
+    def token_file(self) -> Path:
+        """Where the operator's token lies."""
+        return self.processes.workspace.control / OPERATOR_TOKEN_FILE
+
     def _operator_token(self) -> str:
-        file = self.processes.workspace.control / "operator-token"
-        return file.read_text().strip()
+        return self.token_file.read_text().strip()
 
 
 def exposed(rollout: RolloutDetail) -> int:

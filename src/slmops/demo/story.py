@@ -277,7 +277,12 @@ class Story:
         ids = " ".join(str(pid) for pid in group.processes.process_ids())
         write_atomically(self.output / PIDS, (ids + "\n").encode())
         tell = self.narrator.line
-        tell(f"\nstill running; dashboard: {group.dashboard}")
+        if self.narrator.out.isatty():
+            tell(f"\nstill running; dashboard: {group.dashboard}")
+        else:
+            # What is not a terminal may be a log that others read.
+            tell(f"\nstill running; dashboard: {group.control_url}")
+            tell(f"its operator token is in {group.token_file}")
         tell(f"stop with: kill $(cat {self.output / PIDS})")
 
     def _show(self, processes: Processes, *arguments: str) -> None:
