@@ -5,7 +5,7 @@ import secrets
 from starlette.requests import Request
 from starlette.responses import Response
 
-from slmops.control.auth import hash_token, new_token
+from slmops.control.auth import hash_token, new_token, require_newer
 from slmops.control.checks import (
     check_facts,
     check_labels,
@@ -76,7 +76,9 @@ async def open_session(plane: Plane, request: Request) -> Response:
         raise UntrustedError(f"device {said.device[:80]} is not enrolled") from None
     message = f"slmops-session:{said.device}:{said.counter}".encode()
     verify_signature(record.public_key, said.signature, message)
-    # Only now: a stranger must not use up what the device may ask.
+    require_newer(said.counter, than=record.counter)
+    # Only now: neither a stranger nor a recorded request must use up what the device
+    # may ask. The store checks the counter again, in the transaction that raises it.
     plane.limit.take(said.device)
     token = new_token("session")
     await plane.run(

@@ -59,6 +59,18 @@ def load_operator_token(folder: Path) -> str:
     return token
 
 
+def require_newer(counter: int, *, than: int) -> None:
+    """Refuse a session request that was made before the device's newest session.
+
+    Raises:
+        UntrustedError: `counter` is not greater: a replay.
+    """
+    if counter <= than:
+        raise UntrustedError(
+            f"session counter must be > {than}, got {counter}: a replay"
+        )
+
+
 class OperatorDoor:
     """Lets the operator in."""
 

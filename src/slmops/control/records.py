@@ -72,6 +72,8 @@ class DeviceRecord:
     """Its reports, added up."""
     retired_at: float | None = None
     """When the operator took it out of the fleet for good; None while it belongs."""
+    counter: int = 0
+    """Of its newest session: the next one's must be greater."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

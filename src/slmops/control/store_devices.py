@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from slmops.control.auth import require_newer
 from slmops.control.records import (
     AuditEntry,
     DeviceRecord,
@@ -59,7 +60,7 @@ class SqlDevices(SqlSyncs):
                 raise UntrustedError("enrolment token is unknown, used or expired")
             _require_fresh_key(connection, device.public_key)
             _require_free_name(connection, device.id)
-            connection.execute(devices.insert().values(counter=0, **_row(device)))
+            connection.execute(devices.insert().values(**_row(device)))
             entry = AuditEntry(
                 at=now,
                 actor=f"device:{device.id}",
@@ -77,11 +78,7 @@ class SqlDevices(SqlSyncs):
             row = need_device(connection, device)
             if row["retired_at"] is not None:
                 raise retired_error(device)
-            last = row["counter"]
-            if counter <= last:
-                raise UntrustedError(
-                    f"session counter must be > {last}, got {counter}: a replay"
-                )
+            require_newer(counter, than=row["counter"])
             connection.execute(
                 devices.update().where(devices.c.id == device).values(counter=counter)
             )
@@ -191,6 +188,7 @@ def _row(device: DeviceRecord) -> dict[str, Any]:
         "id": device.id,
         "public_key": device.public_key,
         "enrolled_at": device.enrolled_at,
+        "counter": device.counter,
         "seen_at": device.seen_at,
         "facts": encode(device.facts),
         "labels": encode(dict(device.labels)),
@@ -214,4 +212,5 @@ def _record(row: Any) -> DeviceRecord:  # noqa: ANN401 - a row
         status=decode(row["status"], DeviceStatus),
         telemetry=decode(row["telemetry"], Telemetry),
         retired_at=row["retired_at"],
+        counter=row["counter"],
     )

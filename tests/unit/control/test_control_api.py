@@ -158,6 +158,20 @@ def test_a_replayed_session_request_is_refused(control: ControlInProcess) -> Non
     assert error_of(answer) == (403, "untrusted")
 
 
+def test_a_recorded_session_request_uses_up_nothing(run_control: Run) -> None:
+    control = run_control(device_burst=3, device_rate_per_s=0.001)
+    device = control.enrol("a")
+    recorded = {
+        "device": "a",
+        "counter": 1,
+        "signature": device.key.sign(b"slmops-session:a:1"),
+    }
+    for _ in range(9):
+        answer = control.http.post("/v1/session", json=recorded)
+        assert error_of(answer) == (403, "untrusted")
+    assert device.sync(control.http) == 304
+
+
 def test_a_device_cannot_open_another_ones_session(control: ControlInProcess) -> None:
     control.enrol("a")
     other = control.enrol("b")

@@ -141,6 +141,7 @@ class StoreContract:
                     expires_at=9.0,
                 )
         assert store.session("s5") == ("a", 9.0)
+        assert store.device("a").counter == 5
 
     def test_a_new_session_replaces_the_old_one(self, store: Store) -> None:
         enrol(store, "a")
