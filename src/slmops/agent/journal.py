@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from slmops.agent.records import Installation, Slots, merged_report
+from slmops.agent.records import Installation, Slots, mergeable_pair, merged_report
 from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.domain.ids import Digest, parse_digest
 from slmops.domain.sync import Report
 from slmops.wire import codec
 
 MAX_REPORTS = 256
-"""Unsent reports kept; offline for longer, the newest window grows instead."""
+"""Unsent reports kept; offline for longer, the newest windows grow instead."""
 
 _VERSION = 1
 _SCHEMA = """
@@ -202,23 +202,19 @@ class Journal:
     def add_report(self, report: Report) -> None:
         """Keep a report until it was acknowledged.
 
-        When `MAX_REPORTS` wait already, it is added to the newest one that was never
-        sent: counts add, so no count is lost and none is counted twice.
+        Of more than `MAX_REPORTS` the two newest of one release that were never sent
+        become one: counts add, so no count is lost, none is counted twice, and none is
+        held against another release. More wait only while no two can be added: as many
+        as there were releases.
         """
         with self._transaction() as cursor:
-            waiting = cursor.execute("SELECT count(*) FROM reports").fetchone()[0]
-            if waiting >= MAX_REPORTS:
-                row = cursor.execute(
-                    "SELECT sequence, document FROM reports WHERE sent = 0"
-                    " ORDER BY sequence DESC LIMIT 1"
-                ).fetchone()
-                if row is not None:
-                    cursor.execute("DELETE FROM reports WHERE sequence = ?", (row[0],))
-                    report = merged_report(_document(row[1], Report), report)
             cursor.execute(
                 "INSERT INTO reports (sequence, document) VALUES (?, ?)",
                 (report.sequence, codec.encode_json(report)),
             )
+            waiting = cursor.execute("SELECT count(*) FROM reports").fetchone()[0]
+            if waiting > MAX_REPORTS:
+                _merge_two(cursor)
 
     def reports_to_send(self, *, most: int) -> tuple[Report, ...]:
         """Return the oldest waiting reports and mark them: they may reach the server."""
@@ -318,6 +314,21 @@ def _plain_errors() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise UnavailableError(f"journal: {error}") from error
+
+
+def _merge_two(cursor: sqlite3.Cursor) -> None:
+    rows = cursor.execute(
+        "SELECT document FROM reports WHERE sent = 0 ORDER BY sequence"
+    ).fetchall()
+    pair = mergeable_pair([_document(row[0], Report) for row in rows])
+    if pair is None:
+        return
+    older, newer = pair
+    merged = codec.encode_json(merged_report(older, newer))
+    cursor.execute("DELETE FROM reports WHERE sequence = ?", (older.sequence,))
+    cursor.execute(
+        "UPDATE reports SET document = ? WHERE sequence = ?", (merged, newer.sequence)
+    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -1,6 +1,6 @@
 """What the agent remembers: documents of the journal and of the slot pointer; pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slmops.domain.blueprint import GoldenPlan
@@ -174,8 +174,22 @@ def _entered(installation: Installation, state: State, *, now: float) -> Install
     return after(failed(entered, reason), Event.FAIL, now=now)
 
 
+def mergeable_pair(reports: Sequence[Report]) -> tuple[Report, Report] | None:
+    """Return the newest two windows of one release, older first; None without such.
+
+    Args:
+        reports: oldest first. Those of other releases may lie between the two.
+    """
+    newer: dict[str | None, Report] = {}
+    for report in reversed(reports):
+        if report.release in newer:
+            return report, newer[report.release]
+        newer[report.release] = report
+    return None
+
+
 def merged_report(older: Report, newer: Report) -> Report:
-    """Add two neighbouring windows under the newer one's number."""
+    """Add two windows of one release under the newer one's number."""
     return Report(
         sequence=newer.sequence,
         started_at=older.started_at,

@@ -39,13 +39,20 @@ def installation(state: State = State.OFFERED, assignment: int = 1) -> Installat
     return Installation(assignment=assignment, state=state, entered_at=NOW)
 
 
-def report(sequence: int, requests: int = 1) -> Report:
+def report(
+    sequence: int,
+    requests: int = 1,
+    *,
+    release: str | None = "sample-1",
+    restarts: int = 0,
+) -> Report:
     return Report(
         sequence=sequence,
         started_at=float(sequence),
         ended_at=sequence + 1.0,
-        release="sample-1",
+        release=release,
         requests=requests,
+        restarts=restarts,
         first_token_ms=tuple([requests] + [0] * 47),
     )
 
@@ -205,6 +212,45 @@ def test_offline_for_long_no_count_is_lost_and_none_is_sent_twice(
     assert sum(one.first_token_ms[0] for one in waiting) == MAX_REPORTS + 100
     numbers = [one.sequence for one in waiting]
     assert numbers == sorted(set(numbers))
+
+
+def test_a_full_journal_blames_no_release_for_another_ones_restarts(
+    journal: Journal,
+) -> None:
+    for sequence in range(1, MAX_REPORTS + 1):
+        journal.add_report(report(sequence, release="sample-1"))
+    # It dies again and again: while it is restarted, no release serves.
+    for sequence in range(MAX_REPORTS + 1, MAX_REPORTS + 41, 2):
+        journal.add_report(report(sequence, release="sample-2", restarts=1))
+        journal.add_report(report(sequence + 1, release=None))
+    waiting = journal.reports_to_send(most=10_000)
+    assert len(waiting) == MAX_REPORTS
+    counts = {
+        release: (
+            sum(one.requests for one in waiting if one.release == release),
+            sum(one.restarts for one in waiting if one.release == release),
+        )
+        for release in ("sample-1", "sample-2", None)
+    }
+    assert counts == {"sample-1": (MAX_REPORTS, 0), "sample-2": (20, 20), None: (20, 0)}
+    numbers = [one.sequence for one in waiting]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_full_journal_adds_up_only_what_was_never_sent(
+    journal: Journal,
+) -> None:
+    for sequence in range(1, MAX_REPORTS + 1):
+        journal.add_report(report(sequence))
+    attempted = journal.reports_to_send(most=MAX_REPORTS)
+    for sequence, release in enumerate((None, "sample-2", None), MAX_REPORTS + 1):
+        journal.add_report(report(sequence, release=release))
+    waiting = journal.reports_to_send(most=10_000)
+    assert waiting[:MAX_REPORTS] == attempted
+    assert [(one.release, one.requests) for one in waiting[MAX_REPORTS:]] == [
+        ("sample-2", 1),
+        (None, 2),
+    ]
 
 
 def test_a_disk_that_refuses_is_unavailable_and_passes(journal: Journal) -> None:
