@@ -44,6 +44,7 @@ def test_an_interrupted_demo_stops_everything_and_says_so(
         if str(output) in " ".join(other.info["cmdline"] or ())
     ]
     assert not (output / "summary.json").exists()
+    assert not (output / PIDS).exists()
 
 
 def test_an_output_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
@@ -73,4 +74,11 @@ def test_only_an_earlier_demo_that_is_over_is_replaced(tmp_path: Path) -> None:
         prepare_output(folder, replace_demo=True)
     (folder / PIDS).unlink()
     prepare_output(folder, replace_demo=True)
-    assert [path.name for path in folder.iterdir()] == [MARK]
+    assert {path.name for path in folder.iterdir()} == {MARK, PIDS}
+    with pytest.raises(ConflictError, match="may still run"):
+        prepare_output(folder, replace_demo=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with pytest.raises(ConflictError, match="exists"):
+        prepare_output(link, replace_demo=True)

@@ -6,7 +6,6 @@ from typing import TypeVar
 
 import click
 
-from slmops.cli import render
 from slmops.domain.errors import (
     ERROR_CLASSES,
     InvalidInputError,
@@ -18,7 +17,6 @@ from slmops.domain.errors import (
 from slmops.domain.ids import check_name
 from slmops.registry.workspace import Workspace
 
-DEFAULT_SERVER = "http://127.0.0.1:8800"
 _TIMEOUT_S = 30.0
 _ORDER_TIMEOUT_S = 900.0
 """Starting a rollout hashes all its artefacts before it answers."""
@@ -40,7 +38,7 @@ def server_options(command: Command) -> Command:
         "--server",
         envvar="SLMOPS_SERVER",
         help="Address of the control plane; default is the one that serves this"
-        f" workspace, else {DEFAULT_SERVER}.",
+        " workspace.",
     )
     return server(token(command))
 
@@ -135,16 +133,20 @@ def path_to(*parts: str) -> str:
 
 
 def _find_server(workspace: Workspace) -> str:
-    """Return the workspace's own control plane, or say that there is none here."""
-    from slmops.control.occupancy import ADDRESS, running_at
+    """Return the workspace's own control plane: no other is sent its token unasked.
+
+    Raises:
+        UnavailableError: none runs on this machine.
+    """
+    from slmops.control.occupancy import running_at
 
     found = running_at(workspace.control)
     if found is None:
-        render.note(
-            f"no control plane of {workspace.root} runs here ({ADDRESS});"
-            f" trying {DEFAULT_SERVER}"
+        raise UnavailableError(
+            f"no control plane of {workspace.root} runs here; start one with"
+            " `slmops serve`, or name it with --server"
         )
-    return found or DEFAULT_SERVER
+    return found
 
 
 def _problem(status: int, content: bytes) -> SlmopsError:

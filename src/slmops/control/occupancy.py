@@ -48,6 +48,8 @@ def only_plane(folder: Path) -> Iterator[None]:
                 + (f" at {url}" if url else "")
                 + ": stop that one first, or name another --workspace"
             )
+        # What a killed one left would be believed now that the lock is held again.
+        (folder / ADDRESS).unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)

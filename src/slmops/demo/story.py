@@ -6,7 +6,9 @@ lists whatever did not happen.
 """
 
 import importlib.resources
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -39,7 +41,7 @@ BAD_TYPE = "Q2_K_PURE"
 """Over-quantized on purpose: it loads, answers fast, and answers badly."""
 FORCE_REASON = "demo: rushed to save disk, nobody looked at the card"
 PIDS = "pids"
-"""File in the output folder: the processes that ``--keep`` left running."""
+"""File in the output folder: the demo itself, then what ``--keep`` left running."""
 MARK = ".slmops-demo"
 """File that says a folder was made by the demo, and may be replaced by it."""
 _NEEDED = ("altair", "libgguf", "openai", "sqlalchemy", "xllamacpp")
@@ -79,13 +81,17 @@ def prepare_output(folder: Path, *, replace_demo: bool) -> None:
             f"the demo needs {', '.join(missing_libraries)}; in the project's folder:"
             " pip install '.[demo]'"
         )
-    if folder.exists():
-        if not (replace_demo and (folder / MARK).exists()):
+    if folder.exists() or folder.is_symlink():
+        own = (folder / MARK).exists() and not folder.is_symlink()
+        if not (replace_demo and own):
             raise ConflictError(f"{folder} exists; name another folder or remove it")
         _refuse_running(folder)
-        shutil.rmtree(folder)
+        # Out of the way at once, so that no half-removed folder is met later.
+        old = Path(tempfile.mkdtemp(prefix=f"{folder.name}-old-", dir=folder.parent))
+        shutil.rmtree(folder.rename(old / folder.name).parent)
     folder.mkdir(parents=True)
     (folder / MARK).touch()
+    (folder / PIDS).write_text(f"{os.getpid()}\n")
 
 
 def _refuse_running(folder: Path) -> None:
@@ -93,7 +99,7 @@ def _refuse_running(folder: Path) -> None:
     numbers = pids.read_text().split() if pids.exists() else []
     if any(Path("/proc", number).exists() for number in numbers):
         raise ConflictError(
-            f"the fleet in {folder} may still run; stop it first: kill $(cat {pids})"
+            f"the demo in {folder} may still run; stop it first: kill $(cat {pids})"
             f" && rm {pids}"
         )
 
@@ -132,6 +138,7 @@ class Story:
                 self._leave_running(group)
             else:
                 processes.stop_all()
+                (self.output / PIDS).unlink(missing_ok=True)
         return summary
 
     def _play(self, group: Fleet, load: RequestLoad) -> Summary:
