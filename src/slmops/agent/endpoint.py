@@ -41,7 +41,7 @@ from slmops.agent.openai_requests import (
 )
 from slmops.agent.relay import BrokenStreamError, Relay, end_stream
 from slmops.agent.telemetry import Telemetry
-from slmops.agent.upstream import Gateway, Upstream
+from slmops.agent.upstream import Gateway, NotServingError, Upstream
 from slmops.domain.errors import UnavailableError
 
 _log = logging.getLogger("slmops.agent")
@@ -152,6 +152,9 @@ class Endpoint:
                     await self._relay(asked, upstream, receive, send)
         except RequestRefused as error:
             await refused_response(error)(scope, receive, send)
+        except NotServingError as error:
+            self._telemetry.failed(error.release)
+            await unavailable_response(error)(scope, receive, send)
         except UnavailableError as error:
             # Of the model that had the request, whichever serves by now: an old model's
             # failure must not count against the new one's trial.

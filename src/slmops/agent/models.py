@@ -173,6 +173,7 @@ class Models:
             self._wanted = deployment
             self._restart_at = self.clock.monotonic()
             if self._serving is None and not self.gateway.holding:
+                # No release is at fault: every start of the device takes its time.
                 self.gateway.close(f"{deployment.release} is being loaded")
 
     def serve_none(self, reason: str) -> None:
@@ -249,7 +250,9 @@ class Models:
             release = child.deployment.release
             said = f"the process of {release} ended ({child.worker.exit_reason()})"
             self.gateway.close(
-                f"{said}; it is being restarted", upstream=child.upstream
+                f"{said}; it is being restarted",
+                release=release,
+                upstream=child.upstream,
             )
             self._plan_restart()
         _log.warning("model: %s", said)
@@ -265,7 +268,10 @@ class Models:
         except SlmopsError as error:
             with self._lock:
                 if self._wanted is wanted:
-                    self.gateway.close(f"{wanted.release} cannot be loaded: {error}")
+                    self.gateway.close(
+                        f"{wanted.release} cannot be loaded: {error}",
+                        release=wanted.release,
+                    )
                     self._plan_restart()
                     self.artefact_lost = isinstance(
                         error, NotFoundError | UntrustedError

@@ -35,6 +35,15 @@ class Upstream:
     """Set when an answer timed out: it may hang, or only have too much to do."""
 
 
+class NotServingError(UnavailableError):
+    """No upstream serves now."""
+
+    def __init__(self, reason: str, *, release: str | None) -> None:
+        super().__init__(reason)
+        self.release = release
+        """Label of the release that should serve and fails to; None when none does."""
+
+
 _Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 
@@ -47,6 +56,7 @@ class Gateway:
         self._changed = threading.Condition()
         self._current: Upstream | None = None
         self._reason = "no model is installed on this device yet"
+        self._release: str | None = None
         self._holding = False
         self._waiters: list[_Waiter] = []
 
@@ -76,13 +86,27 @@ class Gateway:
             self._wake()
             return before
 
-    def close(self, reason: str, *, upstream: Upstream | None = None) -> None:
-        """Refuse new requests with `reason`; only if `upstream` serves, when given."""
+    def close(
+        self,
+        reason: str,
+        *,
+        release: str | None = None,
+        upstream: Upstream | None = None,
+    ) -> None:
+        """Refuse new requests.
+
+        Args:
+            reason: why, for the clients.
+            release: label of the release that is at fault, so that refusals count as
+                its failures; None when none is.
+            upstream: do nothing unless this one serves.
+        """
         with self._changed:
             if upstream is not None and self._current is not upstream:
                 return
             self._current = None
             self._reason = reason
+            self._release = release
             self._holding = False
             self._wake()
 
@@ -91,6 +115,7 @@ class Gateway:
         with self._changed:
             before, self._current = self._current, None
             self._reason = "the model is being exchanged"
+            self._release = None
             self._holding = True
             return before
 
@@ -106,7 +131,7 @@ class Gateway:
         """Hold the current upstream for one request.
 
         Raises:
-            UnavailableError: there is none; says why.
+            NotServingError: there is none; says why.
         """
         upstream = await self._acquire()
         try:
@@ -125,13 +150,15 @@ class Gateway:
                     self._current.in_flight += 1
                     return self._current
                 if not self._holding or len(self._waiters) >= self._max_waiting:
-                    raise UnavailableError(self._reason)
+                    raise NotServingError(self._reason, release=self._release)
                 waiter = (loop, loop.create_future())
                 self._waiters.append(waiter)
             try:
                 await asyncio.wait_for(waiter[1], max(deadline - loop.time(), 0.001))
             except TimeoutError:
-                raise UnavailableError(self.reason) from None
+                with self._changed:
+                    late = NotServingError(self._reason, release=self._release)
+                raise late from None
             finally:
                 with self._changed:
                     if waiter in self._waiters:

@@ -78,7 +78,7 @@ class Report:
     ended_at: float
     """Device's Unix time, seconds."""
     release: str | None
-    """Label of the release that served; None when none did."""
+    """Label of the release that served or failed to; None when none was to serve."""
     requests: int = 0
     """Answered or failed."""
     failures: int = 0

@@ -1,5 +1,6 @@
 """The supervisor with real worker processes: deaths, restarts, exchanges, the end."""
 
+import asyncio
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from slmops.agent.models import Child, Models, ModelTimes
 from slmops.agent.records import Deployment
 from slmops.agent.slots import SlotStore
 from slmops.agent.telemetry import Telemetry
-from slmops.agent.upstream import Gateway, Upstream
+from slmops.agent.upstream import Gateway, NotServingError, Upstream
 from slmops.domain.errors import (
     InvalidInputError,
     NotFoundError,
@@ -75,6 +76,18 @@ def serving(models: Models, **behaviour: object) -> Child:
     return child
 
 
+def blamed(models: Models) -> str | None:
+    """Return the release that a request refused now counts against."""
+
+    async def ask() -> None:
+        async with models.gateway.lease():
+            pass
+
+    with pytest.raises(NotServingError) as refused:
+        asyncio.run(ask())
+    return refused.value.release
+
+
 def served(models: Models) -> Child | None:
     """Return the property anew: mypy takes it for a constant."""
     return models.serving
@@ -118,6 +131,7 @@ def test_a_dead_child_closes_the_gateway_with_its_reason_and_is_restarted(
     assert served(models) is None
     assert pointed_at(models) is None
     assert "sample-1 ended (signal SIGKILL); it is being" in models.gateway.reason
+    assert blamed(models) == "sample-1"
     assert models.telemetry.live("sample-1").restarts == 1
     models._watch_once()
     assert served(models) is None  # not before the wait is over
@@ -157,11 +171,13 @@ def test_a_model_that_never_starts_is_tried_for_ever_ever_more_seldom(
 ) -> None:
     models.want(deployment(models, refuse=True))
     assert "being loaded" in models.gateway.reason
+    assert blamed(models) is None
     for failures in range(1, 5):
         with pytest.raises(InvalidInputError):
             models._watch_once()
         assert models.backoff.failures == failures
         assert "cannot be loaded" in models.gateway.reason
+        assert blamed(models) == "sample-1"
         models._watch_once()  # waits
         assert models.backoff.failures == failures
         clock.advance(8.0)

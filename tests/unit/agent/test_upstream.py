@@ -79,6 +79,20 @@ def test_without_a_model_the_reason_is_said(endpoint: LocalEndpoint) -> None:
     assert (report.release, report.failures) == (None, 1)
 
 
+def test_refusals_for_want_of_a_model_count_against_the_release_at_fault(
+    endpoint: LocalEndpoint,
+) -> None:
+    endpoint.gateway.close("sample-2 cannot be loaded: damaged", release="sample-2")
+    assert Asking(endpoint, 3).ended() == [503] * 3
+    endpoint.gateway.hold()
+    asking = Asking(endpoint, 1)
+    wait_until(lambda: waiting(endpoint) == 1, "one waiting", timeout_s=5)
+    endpoint.gateway.close("the agent is stopping")
+    assert asking.ended() == [503]
+    counts = {report.release: report.failures for report in endpoint.reports()}
+    assert counts == {"sample-2": 3, None: 1}
+
+
 def test_requests_wait_while_models_are_exchanged(endpoint: LocalEndpoint) -> None:
     with RawServer(replies=[said("new")]) as runtime:
         endpoint.gateway.hold()
