@@ -202,7 +202,7 @@ def _show_ways(aborted: "AbortAnswer") -> None:
     if aborted.back:
         render.text(f"{_devices(aborted.back)} go back to what they ran before")
     for reason, devices in by_reason.items():
-        render.text(f"{_devices(devices)} stay with {aborted.release}: {reason}")
+        render.text(f"{_devices(devices)} stay as they are: {reason}")
     if not aborted.back and not aborted.stay:
         render.text("no device has the release")
 

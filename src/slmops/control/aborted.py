@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from slmops.control.records import LeftOut, Placed
 from slmops.control.views import RolloutDetail, RolloutView
+from slmops.control.ways_back import NEWER_HAS_IT
 from slmops.domain.rollout import Outcome, may_run_release
 
 _DETAIL_FIELDS = (*RolloutView.__slots__, *RolloutDetail.__slots__)
@@ -17,25 +18,30 @@ class AbortAnswer(RolloutDetail):
     back: tuple[str, ...]
     """Devices that were told to go back to what they ran before."""
     stay: tuple[LeftOut, ...]
-    """Devices that have the release, or still get it, and keep it; with the reason."""
+    """Devices that got the release, or still get it, and are not told to go back; with
+    the reason."""
 
 
 def abort_answer(
     detail: RolloutDetail,
     placed: Sequence[Placed],
     back: Sequence[str],
+    moved_on: Sequence[str],
     *,
     keep: bool,
 ) -> AbortAnswer:
     """Return who goes back after an abort, and who stays and why."""
+    stay = (
+        one.member.device
+        for one in placed
+        if may_run_release(one.member) and one.member.device not in set(back)
+    )
+    why = {one.member.device: _why_it_stays(one, keep=keep) for one in placed}
+    why |= dict.fromkeys(moved_on, NEWER_HAS_IT)
     return AbortAnswer(
         **{name: getattr(detail, name) for name in _DETAIL_FIELDS},
         back=tuple(back),
-        stay=tuple(
-            LeftOut(device=one.member.device, reason=_why_it_stays(one, keep=keep))
-            for one in placed
-            if may_run_release(one.member) and one.member.device not in set(back)
-        ),
+        stay=tuple(LeftOut(device=device, reason=why[device]) for device in stay),
     )
 
 

@@ -157,6 +157,7 @@ async def abort_rollout(plane: Plane, request: Request) -> Response:
             _read_detail(plane, rollout.id),
             plane.store.members(rollout.id),
             plane.store.going_back(rollout.id),
+            plane.store.moved_on(rollout.id),
             keep=order.keep,
         )
 

@@ -32,6 +32,11 @@ from slmops.control.start_rules import (
     require_reachable_deadline,
 )
 from slmops.control.store import Store
+from slmops.control.ways_back import (
+    NEWER_HAS_IT,
+    require_no_newer_running,
+    way_back,
+)
 from slmops.domain.blueprint import OnHalt
 from slmops.domain.command import Command, apply_command
 from slmops.domain.errors import ConflictError, NotFoundError
@@ -47,7 +52,7 @@ from slmops.domain.rollout import (
     late_joiner_wave,
     may_run_release,
 )
-from slmops.domain.sync import Assignment
+from slmops.domain.sync import Assignment, Installed
 
 _ATTEMPTS = 5
 
@@ -152,14 +157,17 @@ class Engine:
         return changed
 
     def _current(self) -> list[StoredRollout]:
-        """Return each product's active rollout, and its newest finished one."""
+        """Return each product's newest finished rollout, and its active one.
+
+        In this order: a device new to both is sent to the active one's release last.
+        """
         wanted = []
         newest_first = sorted(self.store.rollouts(), key=lambda one: one.product)
         for _, group in groupby(newest_first, key=lambda one: one.product):
             rollouts = list(group)
-            wanted += [one for one in rollouts if one.rollout.state not in ENDED]
             done = [one for one in rollouts if one.rollout.state is RolloutState.DONE]
             wanted += done[:1]
+            wanted += [one for one in rollouts if one.rollout.state not in ENDED]
         return wanted
 
     def _step(self, stored: StoredRollout, now: float) -> bool:
@@ -196,6 +204,8 @@ class Engine:
             stored = self.store.rollout(rollout)
             placed = self.store.members(rollout)
             members = [one.member for one in placed]
+            if command is Command.ABORT_REVERT:
+                require_no_newer_running(stored, self.store.rollouts())
             step = apply_command(stored.rollout, members, command, reason=reason)
             reverting = command is Command.ABORT_REVERT
             commit = self._commit_of(
@@ -282,29 +292,34 @@ class Engine:
     ) -> tuple[list[Assignment], list[AuditEntry]]:
         """Bring back whoever has the release or may still get it."""
         back, notes = [], []
-        retired = self._retired()
+        rollout = step.rollout
+        told = frozenset(self.store.going_back(rollout.id))
+        stuck = dict.fromkeys(self.store.moved_on(rollout.id), NEWER_HAS_IT)
+        stuck |= dict.fromkeys(self._retired(), REASON)
+        records = {record.id: record for record in self.store.devices()}
         for one in placed:
-            member = one.member
-            if not may_run_release(member):
+            device = one.member.device
+            if not may_run_release(one.member) or device in told:
                 continue
-            if member.device in retired:
-                notes.append(stays(step.rollout, member.device, REASON, now))
+            if device in stuck:
+                notes.append(stays(rollout, device, stuck[device], now))
                 continue
             try:
-                back.append(self._way_back(step.rollout, one, now))
+                target = way_back(rollout, one, records[device].status)
+                back.append(self._revert_to(target, rollout, one.member, now))
             except NotFoundError as error:
-                notes.append(stays(step.rollout, member.device, str(error), now))
+                notes.append(stays(rollout, device, str(error), now))
         return back, notes
 
-    def _way_back(self, rollout: Rollout, placed: Placed, now: float) -> Assignment:
-        if placed.before is None:
-            raise NotFoundError("nothing to go back to: it ran no release before")
-        _, digest = self.releases.load(placed.before.release)
+    def _revert_to(
+        self, target: Installed, rollout: Rollout, member: Member, now: float
+    ) -> Assignment:
+        _, digest = self.releases.load(target.release)
         return replace(
-            self._target(rollout, placed.member, now),
-            release=placed.before.release,
+            self._target(rollout, member, now),
+            release=target.release,
             release_digest=digest,
-            variant=placed.before.variant,
+            variant=target.variant,
             revert=True,
         )
 

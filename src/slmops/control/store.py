@@ -169,7 +169,11 @@ class RolloutStore(Protocol):
         ...
 
     def going_back(self, rollout: str) -> tuple[str, ...]:
-        """Return the devices that a rollout told to go back, by id."""
+        """Return the devices whose newest order is a rollout's to go back, by id."""
+        ...
+
+    def moved_on(self, rollout: str) -> tuple[str, ...]:
+        """Return a rollout's devices whose newest order is of another one, by id."""
         ...
 
     def evaluations(self, rollout: str) -> tuple[Evaluation, ...]:

@@ -175,16 +175,38 @@ class SqlRollouts(SqlTables):
             return tuple(decode(row.document, Assignment) for row in rows)
 
     def going_back(self, rollout: str) -> tuple[str, ...]:
-        """Return the devices that a rollout told to go back, by id."""
+        """Return the devices whose newest order is a rollout's to go back, by id."""
+        newest = self._newest_orders(rollout)
+        return tuple(
+            one.device for one in newest if one.rollout == rollout and one.revert
+        )
+
+    def moved_on(self, rollout: str) -> tuple[str, ...]:
+        """Return a rollout's devices whose newest order is of another one, by id."""
+        newest = self._newest_orders(rollout)
+        return tuple(one.device for one in newest if one.rollout != rollout)
+
+    def _newest_orders(self, rollout: str) -> tuple[Assignment, ...]:
+        """Return the newest assignment of each device that a rollout gave one."""
+        given = sa.select(assignments.c.device).where(assignments.c.rollout == rollout)
+        last = (
+            sa.select(
+                assignments.c.device, sa.func.max(assignments.c.sequence).label("last")
+            )
+            .where(assignments.c.device.in_(given))
+            .group_by(assignments.c.device)
+            .subquery()
+        )
+        newest = (assignments.c.device == last.c.device) & (
+            assignments.c.sequence == last.c.last
+        )
         with self.read() as connection:
             rows = connection.execute(
                 sa.select(assignments.c.document)
-                .where(assignments.c.rollout == rollout)
-                .order_by(assignments.c.device, assignments.c.sequence)
+                .join(last, newest)
+                .order_by(assignments.c.device)
             )
-            found = (decode(row.document, Assignment) for row in rows)
-            newest = {one.device: one for one in found}
-        return tuple(one.device for one in newest.values() if one.revert)
+            return tuple(decode(row.document, Assignment) for row in rows)
 
     def evaluations(self, rollout: str) -> tuple[Evaluation, ...]:
         """Return a rollout's verdicts, oldest first."""

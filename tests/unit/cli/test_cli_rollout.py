@@ -174,7 +174,7 @@ def test_an_aborted_rollout_keeps_or_reverts(
         assert aborted.code == 0, aborted.err
         assert f"{begun.id} {release} aborted" in aborted.out
         said = (
-            rf"device\(s\) \((.*)\) stay with {release}: kept by the operator"
+            r"device\(s\) \((.*)\) stay as they are: kept by the operator"
             if stays
             else r"device\(s\) \((.*)\) go back to what they ran before"
         )

@@ -293,6 +293,18 @@ class StoreContract:
         assert store.going_back("r-1") == ("a",)
         assert store.going_back("r-2") == ()
 
+    def test_a_device_moved_on_when_its_newest_assignment_is_of_another_rollout(
+        self, store: Store
+    ) -> None:
+        enrol(store, "a", "b", "c")
+        old = start(store, "a", "b", "c")
+        for device, revert in (("a", True), ("b", True), ("c", False)):
+            old = offer(store, old, device, revert=revert)
+        store.commit(Commit(rollout=replace(old, state=RolloutState.HALTED), at=4.0))
+        offer(store, start(store, "a"), "a")
+        assert (store.moved_on("r-1"), store.going_back("r-1")) == (("a",), ("b",))
+        assert (store.moved_on("r-2"), store.going_back("r-2")) == ((), ())
+
     def test_a_release_never_changes_under_its_label(self, store: Store) -> None:
         store.note_release("sample-1", VARIANT, now=1.0)
         store.note_release("sample-1", VARIANT, now=2.0)
