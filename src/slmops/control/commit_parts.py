@@ -19,7 +19,11 @@ def stays(rollout: Rollout, device: str, why: str, now: float) -> AuditEntry:
 
 def silenced(placed: Placed, deadline_s: float) -> Placed:
     """Return the member as one that was not heard of in time."""
-    reason = f"no outcome within {deadline_s:g} s of its offer"
+    reason = (
+        f"not heard of for {deadline_s:g} s since it committed"
+        if placed.member.outcome is Outcome.SUCCEEDED
+        else f"no outcome within {deadline_s:g} s of its offer"
+    )
     member = replace(placed.member, outcome=Outcome.SILENT, reason=reason)
     return replace(placed, member=member)
 

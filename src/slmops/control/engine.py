@@ -66,6 +66,12 @@ class Engine:
         self.releases = releases
         self._evidence = Evidence(store)
         self._devices_changed = True
+        self._heard: dict[str, float] = {}
+        self._listening_since: float | None = None
+
+    def heard(self, device: str, now: float) -> None:
+        """Note that a device was heard of: the store learns of it only later."""
+        self._heard[device] = now
 
     def devices_changed(self) -> None:
         """Look for devices that no rollout knows in the next pass."""
@@ -142,6 +148,8 @@ class Engine:
     def run_pass(self, now: float) -> bool:
         """Take one step of every rollout that has one; True when anything changed."""
         changed = False
+        if self._listening_since is None:
+            self._listening_since = now
         looking, self._devices_changed = self._devices_changed, False
         for stored in self._current():
             try:
@@ -175,13 +183,14 @@ class Engine:
             return False
         placed = self.store.members(stored.rollout.id)
         release, _ = self.releases.load(stored.rollout.release)
-        members = [one.member for one in placed]
+        members = [self._as_heard(one.member) for one in placed]
         step = advance(
             stored.rollout,
             members,
             now,
             max_paired_loss=release.blueprint.golden.max_paired_loss,
             budgets={one.name: one.budget for one in release.classes},
+            listening_since=self._listening_since or 0.0,
         )
         halted = step.rollout.state is RolloutState.HALTED
         reverting = halted and stored.rollout.policy.on_halt is OnHalt.REVERT
@@ -196,6 +205,10 @@ class Engine:
         self.store.commit(commit)
         self._evidence.keep(commit.evaluations)
         return True
+
+    def _as_heard(self, member: Member) -> Member:
+        heard = max(member.seen_at or 0.0, self._heard.get(member.device, 0.0))
+        return replace(member, seen_at=heard or None)
 
     def _command(
         self, rollout: str, command: Command, now: float, *, reason: str = ""

@@ -124,6 +124,7 @@ class Plane:
     def saw(self, device: str, now: float) -> None:
         """Note that a device was heard of; written in batches."""
         self._seen[device] = now
+        self.engine.heard(device, now)
 
     async def flush_seen(self) -> None:
         """Write the noted times."""

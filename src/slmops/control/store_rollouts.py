@@ -19,6 +19,7 @@ from slmops.control.store_syncs import member_of
 from slmops.control.store_tables import (
     assignments,
     audit,
+    devices,
     evaluations,
     left_out,
     members,
@@ -26,12 +27,10 @@ from slmops.control.store_tables import (
     rollouts,
 )
 from slmops.domain.errors import ConflictError, NotFoundError
-from slmops.domain.rollout import Outcome, Rollout, RolloutState
+from slmops.domain.rollout import Member, Outcome, Rollout, RolloutState
 from slmops.domain.sync import Assignment, Installed
 
 _ENDED = frozenset({RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED})
-_JUDGED = {Outcome.SILENT: Outcome.PENDING, Outcome.FAILED: Outcome.SUCCEEDED}
-"""Outcomes that the engine gives, and the only ones that each may replace."""
 _ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
 
 
@@ -88,13 +87,14 @@ class SqlRollouts(SqlTables):
         """Return a rollout's members, by wave and device."""
         with self.read() as connection:
             rows = connection.execute(
-                members.select()
+                sa.select(members, devices.c.seen_at)
+                .outerjoin(devices, devices.c.id == members.c.device)
                 .where(members.c.rollout == rollout)
                 .order_by(members.c.wave, members.c.device)
             ).mappings()
             return tuple(
                 Placed(
-                    member=member_of(row),
+                    member=replace(member_of(row), seen_at=row["seen_at"]),
                     before=decode(row["before"], Installed) if row["before"] else None,
                 )
                 for row in rows
@@ -332,7 +332,7 @@ def _update_member(connection: sa.Connection, rollout: str, placed: Placed) -> b
     )
     engine_columns = {key: row[key] for key in ("wave", "offered_at", "before")}
     found = connection.execute(members.update().where(mine).values(engine_columns))
-    before = _JUDGED.get(placed.member.outcome)
+    before = _may_replace(placed.member)
     if before is not None:
         connection.execute(
             members.update()
@@ -340,6 +340,16 @@ def _update_member(connection: sa.Connection, rollout: str, placed: Placed) -> b
             .values(outcome=row["outcome"], reason=row["reason"])
         )
     return found.rowcount == 1
+
+
+def _may_replace(member: Member) -> Outcome | None:
+    """Return the one outcome that the engine's replaces; None: it gives no such one."""
+    if member.outcome is Outcome.FAILED:
+        return Outcome.SUCCEEDED
+    if member.outcome is Outcome.SILENT:
+        # Whoever has live counts was read as committed.
+        return Outcome.PENDING if member.live is None else Outcome.SUCCEEDED
+    return None
 
 
 def _append_assignment(connection: sa.Connection, assignment: Assignment) -> None:

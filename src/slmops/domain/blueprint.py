@@ -136,10 +136,11 @@ class RolloutPolicy:
     """Chance of a false halt over the whole rollout, all classes together."""
     soak_s: float = 3600.0
     """Watching time after the last device of a wave has committed: what its devices
-    report of live traffic counts against the release. Under two polls shows little."""
+    report of live traffic counts against the release. Each must be heard of in its last
+    third or later, else the wave is held. Under two polls shows little; 0 asks nothing."""
     deadline_s: float = 86400.0
-    """Silence this long after an offer counts as a failure; at least twice
-    `probation_s`."""
+    """Silence this long after an offer, or of a device that committed, counts as a
+    failure; at least twice `probation_s`."""
     min_per_class: int = 1
     """Devices of each class in a wave that must have succeeded before the next starts."""
     probation_s: float = 60.0

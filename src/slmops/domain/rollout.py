@@ -52,7 +52,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     """Rolled back, or committed and then unhealthy. Final."""
     SILENT = "silent"
-    """Nothing heard until the deadline: counts as failed."""
+    """No outcome by the deadline, or not heard of for as long since: counts as failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +75,8 @@ class Member:
     """From its trial: loss of mean log p against the replaced model, nats a token."""
     live: LiveCounts | None = None
     """What it reported of the release since it committed; None while it does not run it."""
+    seen_at: float | None = None
+    """When it was last heard of, Unix seconds; None if never."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +156,7 @@ def advance(
     *,
     max_paired_loss: float,
     budgets: Mapping[str, Budget] | None = None,
+    listening_since: float = 0.0,
 ) -> Step:
     """Decide the next step of a rollout; pure, one thing a pass.
 
@@ -163,6 +166,7 @@ def advance(
         now: Unix time, seconds.
         max_paired_loss: δ of the release's golden plan, nats a token.
         budgets: class → what a device of it may spend under live traffic.
+        listening_since: nobody listened before; Unix seconds.
 
     Returns:
         The new rollout and the effects to commit with it. Applying the same step twice
@@ -170,7 +174,7 @@ def advance(
     """
     if rollout.state in ENDED:
         return Step(rollout=rollout)
-    silent = _newly_silent(rollout, members, now)
+    silent = _newly_silent(rollout, members, now, listening_since)
     if silent:
         return Step(rollout=rollout, silent=silent)
     unwell = _newly_unwell(members, budgets or {})
@@ -253,7 +257,21 @@ def _decide(
         )
     if now - rollout.phase_at < policy.soak_s:
         return Step(rollout=rollout)
+    if unheard := _unheard(rollout, cohort):
+        held = replace(result, verdict=Verdict.INCONCLUSIVE, reason=unheard)
+        return Step(rollout=rollout, results=(held,))
     return _pass_wave(rollout, now, result)
+
+
+def _unheard(rollout: Rollout, cohort: Sequence[Member]) -> str:
+    """Say who said nothing near the soak's end: no data is no evidence of health."""
+    since = rollout.phase_at + rollout.policy.soak_s * 2 / 3
+    on_it = [one for one in cohort if one.outcome is Outcome.SUCCEEDED]
+    mute = [one.device for one in on_it if one.seen_at is None or one.seen_at < since]
+    if not mute or rollout.policy.soak_s == 0:
+        return ""
+    named = ", ".join(mute[:_SHOWN_REASONS]) + (" …" * (len(mute) > _SHOWN_REASONS))
+    return f"{len(mute)} of {len(on_it)} not heard of at the soak's end: {named}"
 
 
 def _pass_wave(rollout: Rollout, now: float, result: GateResult) -> Step:
@@ -346,14 +364,19 @@ def _newly_unwell(
 
 
 def _newly_silent(
-    rollout: Rollout, members: Sequence[Member], now: float
+    rollout: Rollout, members: Sequence[Member], now: float, listening_since: float
 ) -> tuple[str, ...]:
+    limit = now - rollout.policy.deadline_s
+    mute = Outcome.SUCCEEDED if listening_since < limit else None
     return tuple(
         member.device
         for member in members
-        if member.outcome is Outcome.PENDING
-        and member.offered_at is not None
-        and now - member.offered_at > rollout.policy.deadline_s
+        if (
+            member.outcome is Outcome.PENDING
+            and member.offered_at is not None
+            and member.offered_at < limit
+        )
+        or (member.outcome is mute and (member.seen_at or 0.0) < limit)
     )
 
 

@@ -9,6 +9,7 @@ Real waves are offered whole, and a failure is known sooner than a success: `Arr
 says how outcomes come in.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -188,6 +189,7 @@ def _play(
                 play.seen[index],
                 offered_at=play.now,
                 outcome=Outcome.FAILED if failed else Outcome.SUCCEEDED,
+                seen_at=math.inf,  # simulated devices never fall silent
             )
             if failed:
                 play.ask()

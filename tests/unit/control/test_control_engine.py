@@ -115,6 +115,40 @@ def soaking_release(version: int) -> Release:
     return replace(release, blueprint=replace(release.blueprint, rollout=SOAKING))
 
 
+def soak_first_wave(control: ControlInProcess, fleet: list[ScriptedDevice]) -> None:
+    start(control)
+    control.play(*fleet, rounds=4)
+    found = rollout(control)
+    assert (found["wave"], found["phase"]) == (0, "soaking")
+
+
+def test_a_soak_that_nobody_reported_in_holds_the_wave(run_control: Run) -> None:
+    control = run_control(soaking_release(1))
+    fleet = [control.enrol(f"d{index}") for index in range(6)]
+    soak_first_wave(control, fleet)
+    control.tick(500)
+    held = rollout(control)
+    assert (held["state"], held["wave"], held["phase"]) == ("running", 0, "soaking")
+    assert held["evaluations"][-1]["result"]["verdict"] == "inconclusive"
+    assert "2 of 2 not heard of" in held["evaluations"][-1]["result"]["reason"]
+    control.play(*fleet, rounds=40)
+    assert rollout(control)["state"] == "done"
+
+
+def test_devices_that_fall_silent_after_their_commit_halt_the_rollout(
+    run_control: Run,
+) -> None:
+    control = run_control(soaking_release(1))
+    fleet = [control.enrol(f"d{index}") for index in range(6)]
+    soak_first_wave(control, fleet)
+    control.tick(1100)
+    halted = rollout(control)
+    assert halted["state"] == "halted"
+    assert "not heard of for 1000 s since it committed" in halted["reason"]
+    offered = [one for one in halted["members"] if one["offered_at"] is not None]
+    assert [one["outcome"] for one in offered] == ["silent", "silent"]
+
+
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [

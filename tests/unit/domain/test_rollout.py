@@ -50,6 +50,7 @@ def members(outcomes: dict[str, Outcome], *, offered_at: float = 0.0) -> list[Me
                     wave=index,
                     outcome=outcome,
                     offered_at=offered,
+                    seen_at=offered,
                 )
             )
     return made
@@ -57,6 +58,10 @@ def members(outcomes: dict[str, Outcome], *, offered_at: float = 0.0) -> list[Me
 
 def step(value: Rollout, fleet: list[Member], now: float = 1.0) -> Step:
     return advance(value, fleet, now, max_paired_loss=0.15)
+
+
+def heard(fleet: list[Member], *, at: float) -> list[Member]:
+    return [replace(member, seen_at=at) for member in fleet]
 
 
 def first_wave(outcome: Outcome) -> dict[str, Outcome]:
@@ -78,7 +83,7 @@ def test_nothing_decided_means_hold() -> None:
 
 
 def test_a_wave_soaks_before_the_next_begins() -> None:
-    fleet = members(first_wave(Outcome.SUCCEEDED))
+    fleet = heard(members(first_wave(Outcome.SUCCEEDED)), at=14)
     soaking = step(rollout(phase=WavePhase.OFFERING), fleet, now=5).rollout
     assert soaking.phase is WavePhase.SOAKING
     assert step(soaking, fleet, now=14).rollout.wave == 0
@@ -90,7 +95,7 @@ def test_the_last_wave_ends_the_rollout() -> None:
         **first_wave(Outcome.SUCCEEDED),
         **{f"{n}-1": Outcome.SUCCEEDED for n in CLASSES},
     }
-    fleet = [replace(member, offered_at=0.0) for member in members(done)]
+    fleet = [replace(member, offered_at=0.0, seen_at=9.0) for member in members(done)]
     value = rollout(wave=1, phase=WavePhase.SOAKING, phase_at=0.0)
     assert step(value, fleet, now=20).rollout.state is RolloutState.DONE
 
@@ -192,6 +197,45 @@ def test_silence_past_the_deadline_becomes_a_failure() -> None:
     assert halted.rollout.state is RolloutState.HALTED
 
 
+def test_a_wave_whose_devices_fell_silent_in_the_soak_is_held() -> None:
+    soaking = rollout(phase=WavePhase.SOAKING, phase_at=0.0)
+    fleet = heard(members(first_wave(Outcome.SUCCEEDED)), at=9.0)
+    fleet[0] = replace(fleet[0], seen_at=1.0)
+    held = step(soaking, fleet, now=50)
+    assert held.rollout == soaking
+    assert held.results[0].verdict is Verdict.INCONCLUSIVE
+    assert held.results[0].reason == (
+        "1 of 3 not heard of at the soak's end: gateway-0"
+    )
+    fleet[0] = replace(fleet[0], seen_at=50.0)
+    assert step(soaking, fleet, now=51).rollout.wave == 1
+
+
+def test_without_a_soak_the_commit_is_enough() -> None:
+    quick = rollout(phase=WavePhase.SOAKING, policy=replace(POLICY, soak_s=0))
+    fleet = heard(members(first_wave(Outcome.SUCCEEDED)), at=1.0)
+    assert step(replace(quick, phase_at=2.0), fleet, now=3).rollout.wave == 1
+
+
+def test_a_committed_device_silent_for_the_deadline_counts_as_failed() -> None:
+    soaking = rollout(phase=WavePhase.SOAKING, phase_at=0.0)
+    fleet = heard(members(first_wave(Outcome.SUCCEEDED)), at=200.0)
+    fleet[0] = replace(fleet[0], seen_at=99.0)
+    assert step(soaking, fleet, now=199).silent == ()
+    assert step(soaking, fleet, now=200).silent == ("gateway-0",)
+
+
+def test_silence_while_nobody_listened_is_not_the_devices() -> None:
+    soaking = rollout(phase=WavePhase.SOAKING, phase_at=0.0)
+    fleet = heard(members(first_wave(Outcome.SUCCEEDED)), at=9.0)
+
+    def restarted(now: float) -> Step:
+        return advance(soaking, fleet, now, max_paired_loss=0.15, listening_since=5000)
+
+    assert restarted(5100).silent == ()
+    assert len(restarted(5101).silent) == 3
+
+
 def test_a_paused_rollout_offers_nothing_but_still_stops() -> None:
     paused = rollout(state=RolloutState.PAUSED)
     fresh = [replace(member, offered_at=None) for member in members({})]
@@ -249,7 +293,7 @@ def test_a_fleet_without_devices_never_counts_as_a_success(waves: int) -> None:
 
 def test_a_last_wave_left_empty_by_a_small_fleet_ends_the_rollout() -> None:
     fleet = [
-        replace(member, offered_at=0.0)
+        replace(member, offered_at=0.0, seen_at=9.0)
         for member in members(first_wave(Outcome.SUCCEEDED))
         if member.wave == 0
     ]
