@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 DEMO_OUTPUT ?= demo-output
+# Two at a time: most of the tests wait for processes of their own.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .PHONY: demo test coverage check docs format lock clean
 
