@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from slmops.agent.enrolment import Enrolment, enrol_device
-from slmops.agent.records import Deployment
 from slmops.agent.slots import SlotStore
 from slmops.testing.raw_server import RawServer, answer
+from slmops.testing.sample_deployment import sample_deployment
 from slmops.testing.stage import QUICK, echo_artefact, free_port, stage, wait_until
 from slmops.testing.tether import tethered
 
@@ -54,22 +54,7 @@ def with_a_model(state: Path) -> None:
     slots = SlotStore(state)
     content = echo_artefact()
     variant = slots.blobs.put_bytes(content)
-    slots.activate(
-        Deployment(
-            release="sample-1",
-            release_digest=variant,
-            variant=variant,
-            bytes=len(content),
-            runtime="echo",
-            device_class="any",
-            threads=1,
-            context_tokens=256,
-            memory_limit_mib=200.0,
-            expected_peak_mib=50.0,
-            chat_template=None,
-            assignment=1,
-        )
-    )
+    slots.activate(sample_deployment(variant, len(content)))
 
 
 @contextlib.contextmanager

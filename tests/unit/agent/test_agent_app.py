@@ -17,7 +17,6 @@ from slmops.agent.app import _Agent, run_agent
 from slmops.agent.enrolment import Enrolment, enrol_device
 from slmops.agent.journal import Journal
 from slmops.agent.machine import ENDPOINT, JOURNAL, KEY, ROOT
-from slmops.agent.records import Deployment
 from slmops.agent.settings import AgentSettings, load_agent_settings
 from slmops.agent.slots import SlotStore
 from slmops.domain.errors import (
@@ -29,6 +28,7 @@ from slmops.domain.errors import (
 )
 from slmops.registry.keys import SigningKey, verify_signature
 from slmops.testing.raw_server import RawServer, answer, raw
+from slmops.testing.sample_deployment import sample_deployment
 from slmops.testing.stage import echo_artefact, wait_until
 
 ENROLLED = answer(
@@ -151,22 +151,7 @@ def enrolled(server: RawServer, tmp_path: Path) -> Path:
     slots = SlotStore(tmp_path)
     content = echo_artefact()
     variant = slots.blobs.put_bytes(content)
-    slots.activate(
-        Deployment(
-            release="sample-1",
-            release_digest=variant,
-            variant=variant,
-            bytes=len(content),
-            runtime="echo",
-            device_class="any",
-            threads=1,
-            context_tokens=256,
-            memory_limit_mib=200.0,
-            expected_peak_mib=50.0,
-            chat_template=None,
-            assignment=1,
-        )
-    )
+    slots.activate(sample_deployment(variant, len(content)))
     return tmp_path
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from slmops.agent.status import agent_status
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import Digest
 from slmops.domain.installation import State
+from slmops.testing.sample_deployment import sample_deployment
 from slmops.wire import codec
 
 SETTINGS = AgentSettings(
@@ -39,19 +41,12 @@ def installation(state: State, assignment: int = 1) -> Installation:
 
 
 def deployment(release: str) -> Deployment:
-    return Deployment(
+    return replace(
+        sample_deployment(DIGEST, 1),
         release=release,
-        release_digest=DIGEST,
-        variant=DIGEST,
-        bytes=1,
-        runtime="echo",
-        device_class="any",
-        threads=1,
         context_tokens=64,
         memory_limit_mib=None,
         expected_peak_mib=1.0,
-        chat_template=None,
-        assignment=1,
     )
 
 

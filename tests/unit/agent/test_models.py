@@ -27,6 +27,7 @@ from slmops.domain.errors import (
 )
 from slmops.runtimes.address import open_client
 from slmops.testing.clock import SimulatedClock
+from slmops.testing.sample_deployment import sample_deployment
 from slmops.testing.stage import echo_artefact, wait_until
 
 pytestmark = pytest.mark.slow  # real processes
@@ -54,19 +55,9 @@ def models(tmp_path: Path, clock: SimulatedClock) -> Iterator[Models]:
 def deployment(models: Models, **behaviour: object) -> Deployment:
     content = echo_artefact(**behaviour)
     variant = models.slots.blobs.put_bytes(content)
-    return Deployment(
-        release="sample-1",
-        release_digest=variant,
-        variant=variant,
-        bytes=len(content),
-        runtime="echo",
-        device_class="any",
-        threads=1,
-        context_tokens=256,
+    return replace(
+        sample_deployment(variant, len(content)),
         memory_limit_mib=100.0,
-        expected_peak_mib=50.0,
-        chat_template=None,
-        assignment=1,
     )
 
 

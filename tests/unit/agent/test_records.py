@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from slmops.agent.records import Deployment, Installation, after, failed, resumed
+from slmops.agent.records import Installation, after, failed, resumed
 from slmops.domain.errors import ConflictError
 from slmops.domain.ids import Digest
 from slmops.domain.installation import ENDED, MAX_ENTRIES, TRANSITIONS, Event, State
 from slmops.domain.sync import TrialResult
+from slmops.testing.sample_deployment import sample_deployment
 from slmops.wire import codec
 
 GOOD_WAY = (
@@ -93,19 +94,11 @@ def test_the_report_says_what_the_journal_says() -> None:
 
 def test_an_installation_and_a_deployment_survive_being_written() -> None:
     digest = Digest("sha256:" + "ab" * 32)
-    target = Deployment(
-        release="sample-1",
-        release_digest=digest,
-        variant=digest,
-        bytes=1,
-        runtime="echo",
-        device_class="any",
-        threads=1,
+    target = replace(
+        sample_deployment(digest, 1),
         context_tokens=64,
         memory_limit_mib=None,
         expected_peak_mib=1.0,
-        chat_template=None,
-        assignment=1,
     )
     one = resumed(Installation(assignment=1, state=State.STAGED, entered_at=1.5), now=2)
     for document in (one, target):

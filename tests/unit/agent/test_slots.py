@@ -10,6 +10,7 @@ from slmops.agent.records import Deployment, Slots
 from slmops.agent.slots import POINTER, SlotStore
 from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedError
 from slmops.domain.ids import digest_hex
+from slmops.testing.sample_deployment import sample_deployment
 
 
 @pytest.fixture
@@ -19,18 +20,11 @@ def slots(tmp_path: Path) -> SlotStore:
 
 def deployment(slots: SlotStore, number: int) -> Deployment:
     content = f"artefact {number}".encode()
-    return Deployment(
+    return replace(
+        sample_deployment(slots.blobs.put_bytes(content), len(content)),
         release=f"sample-{number}",
         release_digest=slots.blobs.put_bytes(b"release"),
-        variant=slots.blobs.put_bytes(content),
-        bytes=len(content),
-        runtime="echo",
-        device_class="any",
-        threads=1,
-        context_tokens=256,
         memory_limit_mib=100.0,
-        expected_peak_mib=50.0,
-        chat_template=None,
         assignment=number,
     )
 

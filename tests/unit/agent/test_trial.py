@@ -9,7 +9,7 @@ import pytest
 
 from slmops.agent import trial
 from slmops.agent.models import Child
-from slmops.agent.records import Deployment, TrialPlan
+from slmops.agent.records import TrialPlan
 from slmops.agent.slots import SlotStore
 from slmops.agent.trial import (
     baseline,
@@ -27,6 +27,7 @@ from slmops.domain.soak import LiveCounts
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.golden import GoldenRun, ask_golden
 from slmops.runtimes.worker import start_worker
+from slmops.testing.sample_deployment import sample_deployment
 from slmops.testing.stage import echo_artefact
 
 
@@ -57,19 +58,10 @@ def running(folder: Path, **behaviour: object) -> Iterator[Child]:
     slots = SlotStore(folder)
     content = echo_artefact(**behaviour)
     variant = slots.blobs.put_bytes(content)
-    deployment = Deployment(
-        release="sample-1",
-        release_digest=variant,
-        variant=variant,
-        bytes=len(content),
-        runtime="echo",
-        device_class="any",
-        threads=1,
+    deployment = replace(
+        sample_deployment(variant, len(content)),
         context_tokens=64,
         memory_limit_mib=None,
-        expected_peak_mib=50.0,
-        chat_template=None,
-        assignment=1,
     )
     settings = WorkerSettings(context_tokens=64)
     with start_worker("echo", slots.blobs.path(variant), settings) as worker:
