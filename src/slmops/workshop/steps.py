@@ -25,9 +25,7 @@ from slmops.domain.ids import Digest, digest_hex
 from slmops.registry.blobs import BlobStore, write_atomically
 from slmops.registry.workspace import Workspace
 from slmops.wire.codec import decode_json, document_digest, encode_json
-
-Value = str | int | float | bool | None | tuple[str, ...]
-"""What a parameter may be."""
+from slmops.workshop.jobs.job import Value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
