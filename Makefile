@@ -43,7 +43,7 @@ format: $(VENV)/.installed  ## Rewrite to the project's format
 	$(BIN)/ruff check --fix .
 
 lock: $(VENV)/.installed  ## Write today's versions to constraints.txt
-	$(BIN)/python -m pip freeze --exclude-editable | sed '/^slmops/d' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed -e '/^slmops/d' -e 's/+cpu$$//' > constraints.txt
 
 clean:
 	rm -rf $(VENV) demo-output
