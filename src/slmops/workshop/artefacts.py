@@ -1,27 +1,18 @@
 """Quantize steps: reference and type in, artefact out."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import cast
 
 from slmops.domain.ids import Digest
-from slmops.domain.release import ModelRecord
 from slmops.registry.workspace import Workspace
-from slmops.wire.codec import decode_json, encode_json
-from slmops.workshop.board import Board
+from slmops.wire.codec import decode_json
 from slmops.workshop.mixes import find_mix
-from slmops.workshop.quantize import QuantizedFile, quantize_gguf
-from slmops.workshop.steps import Step, StepCache, StepRunner, tool_version
+from slmops.workshop.quantize import QuantizedFile
+from slmops.workshop.steps import Step, StepCache
+from slmops.workshop.workbench import Workbench, job_step
 
 ARTEFACT = "artefact"
 FILE = "file"
-_CODE = (
-    "slmops.workshop.quantize",
-    "slmops.workshop.mixes",
-    "slmops.workshop.gguf_file",
-    "slmops.workshop.gguf_writer",
-    "slmops.workshop.model_shape",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,34 +27,21 @@ class Artefact:
     """What is in it."""
 
 
-def quantize_candidate(
-    runner: StepRunner, board: Board, model: ModelRecord, quantization: str
-) -> Artefact:
+def quantize_candidate(bench: Workbench, model: Digest, quantization: str) -> Artefact:
     """Return the artefact of one quantization, computing it only once.
 
     Raises:
         InvalidInputError: unknown type, or a damaged reference.
     """
     name = f"quantize {quantization}"
-    blobs = runner.cache.blobs
-
-    def compute() -> Mapping[str, Digest]:
-        with board.task(name) as report, blobs.writer() as writer:
-            made = quantize_gguf(
-                blobs.path(model.id),
-                quantization,
-                writer,
-                progress=lambda _, done, total: report(done, total),
-            )
-        return {ARTEFACT: writer.digest, FILE: blobs.put_bytes(encode_json(made))}
-
-    record = runner.run(name, _step(model.id, quantization), compute)
+    record = bench.run(
+        name, "quantize", {"model": model}, {"quantization": quantization}
+    )
+    file = bench.blobs.read_bytes(record.outputs[FILE])
     return Artefact(
         quantization=quantization,
         digest=record.outputs[ARTEFACT],
-        file=decode_json(
-            blobs.read_bytes(record.outputs[FILE]), QuantizedFile, where=name
-        ),
+        file=decode_json(file, QuantizedFile, where=name),
     )
 
 
@@ -96,9 +74,4 @@ def on_grid(artefact: Artefact, reference_grid: str | None) -> bool:
 
 
 def _step(model: Digest, quantization: str) -> Step:
-    return Step(
-        kind="quantize",
-        tool=tool_version(*_CODE, packages=("libgguf", "gguf", "numpy")),
-        inputs=cast("Mapping[str, Digest]", {"reference": model}),
-        parameters={"quantization": quantization},
-    )
+    return job_step("quantize", {"model": model}, {"quantization": quantization})

@@ -1,6 +1,5 @@
 """What the stages of one build share, and how they run things at the same time."""
 
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,9 @@ from slmops.domain.release import ModelRecord
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
 from slmops.workshop.board import Board
-from slmops.workshop.score_process import ScoreProcesses
 from slmops.workshop.steps import StepRunner
+from slmops.workshop.workbench import Workbench
 from slmops.workshop.workers import Workers
-
-_LARGEST_POOL = 8
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,16 +31,22 @@ class BuildContext:
     """The 16-bit reference."""
     runtime: str
     """Name of the runtime that serves every class."""
-    runner: StepRunner
+    bench: Workbench
     """Runs or reuses steps."""
-    processes: ScoreProcesses
-    """Scoring children."""
     workers: Workers
     """Serving children."""
-    board: Board
-    """Told what runs."""
     stages: dict[str, float] = field(default_factory=dict)
     """Stage → wall time, s."""
+
+    @property
+    def runner(self) -> StepRunner:
+        """Knows what is finished."""
+        return self.bench.runner
+
+    @property
+    def board(self) -> Board:
+        """Told what runs."""
+        return self.bench.board
 
     @property
     def blobs(self) -> BlobStore:
@@ -62,19 +65,11 @@ class BuildContext:
         """Run tasks in threads; on an error or Ctrl-C stop what runs and drop the rest.
 
         Args:
-            threads: how many; by default one for each processor.
+            threads: how many; by default one for each slot of the executor.
         """
-        pool = ThreadPoolExecutor(threads or _processors())
-        try:
-            yield pool
-        except BaseException:
-            self.board.stop()
-            self.processes.stop()
-            self.workers.stop()
-            pool.shutdown(cancel_futures=True)
-            raise
-        pool.shutdown()
-
-
-def _processors() -> int:
-    return max(1, min(len(os.sched_getaffinity(0)), _LARGEST_POOL))
+        with self.bench.pool(threads) as pool:
+            try:
+                yield pool
+            except BaseException:
+                self.workers.stop()
+                raise

@@ -43,11 +43,11 @@ from slmops.workshop.machine import load_prior, save_prior
 from slmops.workshop.models import find_model, reference_path
 from slmops.workshop.plan import candidate_names, plan_build
 from slmops.workshop.progress import Progress, silent
-from slmops.workshop.score_process import ScoreProcesses
 from slmops.workshop.scored import quantize_and_score
 from slmops.workshop.select import select_variants
 from slmops.workshop.speeds import measure_speeds
-from slmops.workshop.steps import StepCache, StepRunner, StepTiming
+from slmops.workshop.steps import StepTiming
+from slmops.workshop.workbench import local_workbench
 from slmops.workshop.workers import Workers
 
 
@@ -120,10 +120,8 @@ def run_build(
             folder=folder,
             model=model,
             runtime=runtime,
-            runner=StepRunner(StepCache(workspace), on_reuse=board.reuse),
-            processes=stack.enter_context(ScoreProcesses()),
+            bench=stack.enter_context(local_workbench(workspace, board)),
             workers=stack.enter_context(Workers(runtime)),
-            board=board,
         )
         build.runner.cache.clean()
         return _run(build, below_floor=options.below_floor)

@@ -48,9 +48,7 @@ def quantize_and_score(build: BuildContext, names: Sequence[str]) -> Scored:
     with build.pool(1) as quantizer, build.pool() as scorers:
         reference = scorers.submit(score_reference, scoring, model)
         made = {
-            name: quantizer.submit(
-                quantize_candidate, build.runner, build.board, build.model, name
-            )
+            name: quantizer.submit(quantize_candidate, build.bench, model, name)
             for name in names
         }
         rows = [
@@ -82,9 +80,7 @@ def quantize_and_score(build: BuildContext, names: Sequence[str]) -> Scored:
 def _scoring(build: BuildContext) -> Scoring:
     text = evaluation_text(build.blueprint.evaluation, build.folder)
     return Scoring(
-        runner=build.runner,
-        processes=build.processes,
-        board=build.board,
+        bench=build.bench,
         runtime=build.runtime,
         plan=build.blueprint.evaluation,
         text_digest=build.blobs.put_bytes(text.encode()),

@@ -8,8 +8,9 @@ from slmops.registry.blobs import bytes_digest
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.speed import SpeedPlan, machine_fingerprint
 from slmops.workshop.build_context import BuildContext
-from slmops.workshop.evaluate import runtime_tool
-from slmops.workshop.steps import Step, Value, tool_version
+from slmops.workshop.jobs.job import Value
+from slmops.workshop.steps import Step, tool_version
+from slmops.workshop.workbench import runtime_tool
 
 PROMPT_TOKENS, ANSWER_TOKENS, WARM_UP_TOKENS = 64, 24, 2
 _CODE = (

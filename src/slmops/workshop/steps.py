@@ -91,6 +91,11 @@ class StepCache:
         """Folder for files that no step keeps; emptied when a build begins."""
         return self.workspace.steps / ".scratch"
 
+    @property
+    def state(self) -> Path:
+        """Folder for checkpoints of unfinished steps, by the step's digest."""
+        return self.workspace.steps / ".state"
+
     def clean(self) -> None:
         """Remove what a killed build left half done; only under the build lock."""
         shutil.rmtree(self.scratch, ignore_errors=True)

@@ -14,8 +14,8 @@ from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.wire.codec import load_yaml, to_plain
 from slmops.workshop.artefacts import quantize_candidate
 from slmops.workshop.board import Board
-from slmops.workshop.models import find_model
-from slmops.workshop.steps import StepCache, StepRunner
+from slmops.workshop.progress import silent
+from slmops.workshop.workbench import local_workbench
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -191,9 +191,8 @@ def test_plan_says_what_is_quantized_already(run: Run, tiny: Path) -> None:
     run("init")
     (model,) = json.loads(run("model", "list", "--json")[1])["models"]
     workspace = Workspace(root=Path(DEFAULT_FOLDER).absolute())
-    board = Board(progress=lambda *_: None)
-    record = find_model(workspace, model["id"])
-    quantize_candidate(StepRunner(StepCache(workspace)), board, record, "Q4_K_M")
+    with local_workbench(workspace, Board(progress=silent)) as bench:
+        quantize_candidate(bench, model["id"], "Q4_K_M")
     plan = json.loads(run("plan", "blueprint.yaml", "--json")[1])
     built = {c["quantization"] for c in plan["candidates"] if c["is_built"]}
     assert built == {"Q4_K_M"}

@@ -18,8 +18,7 @@ from slmops.workshop.board import Board
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.progress import Progress, silent
 from slmops.workshop.quantize import QuantizedFile
-from slmops.workshop.score_process import ScoreProcesses
-from slmops.workshop.steps import StepCache, StepRunner
+from slmops.workshop.workbench import local_workbench
 from slmops.workshop.workers import Workers
 
 EchoArtefact = Callable[..., Artefact]
@@ -75,10 +74,12 @@ def make_build(
                 folder=tmp_path,
                 model=model,
                 runtime="echo",
-                runner=StepRunner(StepCache(workspace)),
-                processes=stack.enter_context(ScoreProcesses()),
+                bench=stack.enter_context(
+                    local_workbench(
+                        workspace, stack.enter_context(Board(progress=progress))
+                    )
+                ),
                 workers=stack.enter_context(Workers("echo")),
-                board=stack.enter_context(Board(progress=progress)),
             )
 
         yield make

@@ -15,8 +15,10 @@ from slmops.workshop.artefacts import (
 )
 from slmops.workshop.board import Board
 from slmops.workshop.models import import_model
+from slmops.workshop.progress import silent
 from slmops.workshop.quantize import QuantizedFile
-from slmops.workshop.steps import StepCache, StepRunner
+from slmops.workshop.steps import StepCache
+from slmops.workshop.workbench import local_workbench
 
 
 def artefact(name: str, types: dict[str, int]) -> Artefact:
@@ -49,10 +51,9 @@ def test_a_quantized_candidate_is_known_and_damaged_it_is_made_again(
     model = import_model(str(write_tiny_llama(tmp_path / "tiny.gguf")), workspace)
 
     def quantized() -> tuple[Artefact, bool]:
-        runner = StepRunner(StepCache(workspace))
-        board = Board(progress=lambda *_: None)
-        made = quantize_candidate(runner, board, model, "Q4_0")
-        return made, runner.timings[0].reused
+        with local_workbench(workspace, Board(progress=silent)) as bench:
+            made = quantize_candidate(bench, model.id, "Q4_0")
+        return made, bench.runner.timings[0].reused
 
     names = ("Q4_0", "Q8_0")
     assert built_quantizations(workspace, model.id, names) == frozenset()

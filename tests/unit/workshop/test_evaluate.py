@@ -23,16 +23,18 @@ from slmops.workshop.evaluate import (
     Scoring,
     estimate_fidelity,
     fidelity_of,
-    runtime_tool,
     score_candidate,
     score_reference,
 )
 from slmops.workshop.gguf_file import Scalar
+from slmops.workshop.jobs.executor import LocalExecutor
+from slmops.workshop.jobs.processes import JobProcesses
+from slmops.workshop.progress import silent
 from slmops.workshop.quantize import quantize_gguf
 from slmops.workshop.score_file import CandidateScores, ReferenceScores
-from slmops.workshop.score_process import ScoreProcesses
-from slmops.workshop.steps import StepCache, StepRunner
+from slmops.workshop.steps import StepRunner
 from slmops.workshop.text_sources import evaluation_text
+from slmops.workshop.workbench import Workbench, local_workbench, runtime_tool
 
 PLAN = EvaluationPlan(max_tokens=144, window_tokens=64)
 TEXT = evaluation_text(PLAN, Path())[:800]
@@ -42,19 +44,25 @@ TEXT = evaluation_text(PLAN, Path())[:800]
 class Bench:
     """Scores models of one workspace."""
 
-    workspace: Workspace
-    processes: ScoreProcesses
+    bench: Workbench
     folder: Path
 
     @property
+    def workspace(self) -> Workspace:
+        return self.bench.runner.cache.workspace
+
+    @property
     def blobs(self) -> BlobStore:
-        return BlobStore(self.workspace.blobs)
+        return self.bench.blobs
+
+    @property
+    def processes(self) -> JobProcesses:
+        assert isinstance(self.bench.executor, LocalExecutor)
+        return self.bench.executor.processes
 
     def scoring(self, *, text: str = TEXT, plan: EvaluationPlan = PLAN) -> Scoring:
         return Scoring(
-            runner=StepRunner(StepCache(self.workspace)),
-            processes=self.processes,
-            board=Board(progress=lambda *_: None),
+            bench=replace(self.bench, runner=StepRunner(self.bench.runner.cache)),
             runtime="llamacpp",
             plan=plan,
             text_digest=self.blobs.put_bytes(text.encode()),
@@ -79,8 +87,9 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    with ScoreProcesses() as processes:
-        yield Bench(Workspace(root=tmp_path / "ws"), processes, tmp_path)
+    workspace = Workspace(root=tmp_path / "ws")
+    with local_workbench(workspace, Board(progress=silent)) as bench:
+        yield Bench(bench, tmp_path)
 
 
 def test_fewer_bits_diverge_more_and_the_reference_not_at_all(bench: Bench) -> None:
@@ -111,8 +120,8 @@ def test_scores_are_found_again(bench: Bench) -> None:
         for s in (first, again)
     }
     assert len(digests) == 1
-    assert [timing.reused for timing in first.runner.timings] == [False, False]
-    assert [timing.reused for timing in again.runner.timings] == [True, True]
+    assert [timing.reused for timing in first.bench.runner.timings] == [False, False]
+    assert [timing.reused for timing in again.bench.runner.timings] == [True, True]
 
 
 def test_another_text_is_another_step(bench: Bench) -> None:

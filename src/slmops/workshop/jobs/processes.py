@@ -1,4 +1,4 @@
-"""Start scoring children, follow them, and end them with their build."""
+"""Start the children that run jobs, follow them, and end them with their build."""
 
 import contextlib
 import json
@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from slmops.domain.errors import (
@@ -18,7 +18,8 @@ from slmops.domain.errors import (
     SlmopsError,
     UnavailableError,
 )
-from slmops.workshop.score_child import ScoreJob
+from slmops.workshop.jobs.child import ChildOrder
+from slmops.workshop.jobs.job import Report
 
 _SHOWN_CHARACTERS = 400
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GGML_NO_BACKTRACE": "1"}
@@ -26,14 +27,14 @@ _CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.
 
 
 @dataclass(slots=True)
-class ScoreProcesses:
-    """All scoring children of one build; a context that leaves none behind."""
+class JobProcesses:
+    """All job children of one build; a context that leaves none behind."""
 
     _running: set["subprocess.Popen[bytes]"] = field(default_factory=set)
     _stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __enter__(self) -> "ScoreProcesses":
+    def __enter__(self) -> "JobProcesses":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,11 +49,11 @@ class ScoreProcesses:
             process.kill()
             process.wait()
 
-    def run(self, job: ScoreJob, report: Callable[[int, int], None]) -> None:
-        """Run one job to its end.
+    def run(self, order: ChildOrder, report: Report) -> dict[str, Path]:
+        """Run one job to its end and return its outputs' files by role.
 
         Raises:
-            InvalidInputError: the artefact was refused or crashed the child.
+            InvalidInputError: the job refused its input, or it crashed the child.
             UnavailableError: the child was killed, or the runtime is not installed.
         """
         read_fd, write_fd = os.pipe()
@@ -62,20 +63,21 @@ class ScoreProcesses:
             finally:
                 os.close(write_fd)
             try:
-                _send_order(process, {**asdict(job), "report_fd": write_fd})
+                _send_order(process, order.line(write_fd))
                 last = _follow(reports, report)
                 code = process.wait()
             finally:
                 self._forget(process)
-            if not last.get("finished") or code != 0:
-                raise _failure(job, last, code, _tail(log))
+            if "outputs" not in last or code != 0:
+                raise _failure(order, last, code, _tail(log))
+        return {role: Path(path) for role, path in last["outputs"].items()}
 
     def _start(self, report_fd: int, log: IO[bytes]) -> "subprocess.Popen[bytes]":
         with self._lock:
             if self._stopped:
                 raise UnavailableError("the build was stopped")
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "slmops.workshop.score_child"],
+                [sys.executable, "-P", "-m", "slmops.workshop.jobs.child"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -98,32 +100,35 @@ class ScoreProcesses:
             self._running.discard(process)
 
 
-def _send_order(process: "subprocess.Popen[bytes]", order: dict[str, Any]) -> None:
+def _send_order(process: "subprocess.Popen[bytes]", line: bytes) -> None:
     # A child that was killed meanwhile takes nothing; how it ended tells why.
     with contextlib.suppress(BrokenPipeError):
         if process.stdin is not None:
-            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.write(line)
             process.stdin.flush()
 
 
-def _follow(reports: IO[bytes], report: Callable[[int, int], None]) -> dict[str, Any]:
+def _follow(reports: IO[bytes], report: Report) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for line in reports:
         last = json.loads(line)
         if "total" in last:
-            report(int(last["done"]), int(last["total"]))
+            report(float(last["done"]), float(last["total"]))
     return last
 
 
-def _failure(job: ScoreJob, last: dict[str, Any], code: int, words: str) -> SlmopsError:
+def _failure(
+    order: ChildOrder, last: dict[str, Any], code: int, words: str
+) -> SlmopsError:
     kinds: dict[str, type[SlmopsError]] = {kind.code: kind for kind in ERROR_CLASSES}
     if "error" in last:
         return kinds.get(str(last["error"]), UnavailableError)(str(last["message"]))
     crashed = -code in _CRASHES
     ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     kind = InvalidInputError if crashed else UnavailableError
+    files = ", ".join(order.inputs.values())
     said = f"; last words: {words}" if words else ""
-    return kind(f"{job.artefact}: scoring it ended with {ended}{said}")
+    return kind(f"{order.kind} of {files}: its process ended with {ended}{said}")
 
 
 def _tail(log: IO[bytes]) -> str:

@@ -1,0 +1,78 @@
+"""Every kind of job: what computes it, and what its result depends on besides.
+
+The key of a step names the code that computes it (`JobKind.code`, by its bytes) and the
+packages it leans on (by version): editing either makes old results unknown, and nothing
+is reused that today's code would compute differently.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from slmops.domain.errors import NotFoundError
+from slmops.workshop.jobs.job import JobFunction
+
+_HERE = "slmops.workshop"
+_GGUF = (
+    f"{_HERE}.gguf_file",
+    f"{_HERE}.gguf_writer",
+    f"{_HERE}.model_shape",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobKind:
+    """One row of the table."""
+
+    function: str
+    """``module:function``, a `JobFunction`."""
+    code: tuple[str, ...]
+    """Modules and packages of ours whose bytes decide the result."""
+    packages: tuple[str, ...] = ("numpy",)
+    """Distributions whose versions may."""
+    in_runtime: bool = False
+    """Whether it runs the model in the runtime its parameter ``runtime`` names."""
+    wide: bool = False
+    """Whether it may use every processor; else it keeps to one, so several run."""
+
+    def load(self) -> JobFunction:
+        """Import and return the function."""
+        module, _, name = self.function.partition(":")
+        return cast("JobFunction", getattr(importlib.import_module(module), name))
+
+
+KINDS: Mapping[str, JobKind] = {
+    "quantize": JobKind(
+        function=f"{_HERE}.quantize_job:run",
+        code=(
+            f"{_HERE}.quantize_job",
+            f"{_HERE}.quantize",
+            f"{_HERE}.mixes",
+            *_GGUF,
+        ),
+        packages=("libgguf", "gguf", "numpy"),
+    ),
+    "score reference": JobKind(
+        function=f"{_HERE}.score_job:score_reference",
+        code=(f"{_HERE}.score_job", f"{_HERE}.score_file"),
+        in_runtime=True,
+    ),
+    "score": JobKind(
+        function=f"{_HERE}.score_job:score_candidate",
+        code=(f"{_HERE}.score_job", f"{_HERE}.score_file"),
+        in_runtime=True,
+    ),
+}
+"""Kind of step → how it is computed."""
+
+
+def find_kind(name: str) -> JobKind:
+    """Return the row of a kind.
+
+    Raises:
+        NotFoundError: no such kind.
+    """
+    if name not in KINDS:
+        raise NotFoundError(f"job {name!r} is unknown; known are {', '.join(KINDS)}")
+    return KINDS[name]

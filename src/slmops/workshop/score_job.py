@@ -1,0 +1,157 @@
+"""The jobs that score artefacts on the evaluation text.
+
+The reference is scored once, every candidate against its scores, each from full
+next-token logits of the runtime that will serve. The reference goes through the same
+code as every candidate: what that row shows is the measurement's own noise.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from slmops.domain.errors import InvalidInputError
+from slmops.runtimes.base import Scorer, WorkerSettings, load_runtime
+from slmops.workshop.jobs.job import Job, Report
+from slmops.workshop.score_file import (
+    CandidateScores,
+    Floats,
+    ReferenceScores,
+    context_of,
+    cut_windows,
+    divergence,
+    load_scores,
+    log_softmax,
+    save_scores,
+    top_of,
+)
+
+SCORES = "scores"
+"""Role of the output."""
+_CHUNK_LOGITS = 1 << 22
+"""Logits turned into log-probabilities at a time: 32 MiB of float64."""
+
+
+def score_reference(job: Job) -> Mapping[str, Path]:
+    """Score input ``artefact`` on input ``text``: what candidates are compared with.
+
+    Parameters: ``runtime``, ``window_tokens``, ``max_tokens`` (positions to score).
+
+    Returns:
+        ``scores``, a `ReferenceScores` archive.
+
+    Raises:
+        InvalidInputError: the text is too short, or logits are not finite.
+    """
+    window = job.parameter("window_tokens", int)
+    scorer = _open(job, window)
+    text = job.inputs["text"].read_text(encoding="utf-8")
+    windows = cut_windows(
+        scorer.tokenize(text), window, job.parameter("max_tokens", int)
+    )
+    return _saved(job, reference_scores(scorer, windows, job.report))
+
+
+def score_candidate(job: Job) -> Mapping[str, Path]:
+    """Score input ``artefact`` against input ``reference``'s scores.
+
+    Parameters: ``runtime``.
+
+    Returns:
+        ``scores``, a `CandidateScores` archive.
+
+    Raises:
+        InvalidInputError: another vocabulary, or logits that are not finite.
+    """
+    reference = load_scores(job.inputs["reference"], ReferenceScores)
+    scorer = _open(job, reference.tokens.shape[1])
+    if scorer.vocabulary <= int(reference.top_ids.max()):
+        raise InvalidInputError(
+            f"{job.inputs['artefact']}: vocabulary must be the reference's,"
+            f" got {scorer.vocabulary} tokens"
+        )
+    return _saved(job, candidate_scores(scorer, reference, job.report))
+
+
+def reference_scores(
+    scorer: Scorer, windows: npt.NDArray[np.int32], report: Report
+) -> ReferenceScores:
+    """Score windows, (windows, window length) token ids."""
+    tops, losses = [], []
+    for index, window in enumerate(windows):
+        for logprobs, following in _scored(scorer, window):
+            tops.append(top_of(logprobs))
+            losses.append(_loss(logprobs, following))
+        report(index + 1, len(windows))
+    ids, listed, rest = zip(*tops, strict=True)
+    return ReferenceScores(
+        tokens=windows,
+        top_ids=np.concatenate(ids),
+        top_logprobs=np.concatenate(listed),
+        rest_logprob=np.concatenate(rest),
+        nll=np.concatenate(losses),
+    )
+
+
+def candidate_scores(
+    scorer: Scorer, reference: ReferenceScores, report: Report
+) -> CandidateScores:
+    """Score a candidate on the reference's windows, against the reference's scores."""
+    klds, sames, losses = [], [], []
+    at = 0
+    for index, window in enumerate(reference.tokens):
+        for logprobs, following in _scored(scorer, window):
+            rows = slice(at, at + len(following))
+            at += len(following)
+            ids = reference.top_ids[rows]
+            listed = np.take_along_axis(logprobs, ids.astype(np.int64), axis=1)
+            klds.append(
+                divergence(
+                    reference.top_logprobs[rows], reference.rest_logprob[rows], listed
+                )
+            )
+            sames.append(logprobs.argmax(axis=1) == ids[:, 0])
+            losses.append(_loss(logprobs, following))
+        report(index + 1, len(reference.tokens))
+    return CandidateScores(
+        kld=np.concatenate(klds),
+        same_top1=np.concatenate(sames),
+        nll=np.concatenate(losses),
+    )
+
+
+def _open(job: Job, window: int) -> Scorer:
+    settings = WorkerSettings(threads=job.threads, context_tokens=window)
+    runtime = load_runtime(job.parameter("runtime", str))
+    return runtime.open_scorer(job.inputs["artefact"], settings)
+
+
+def _saved(job: Job, scores: ReferenceScores | CandidateScores) -> dict[str, Path]:
+    path = job.output / "scores.npz"
+    save_scores(scores, path)
+    return {SCORES: path}
+
+
+def _scored(
+    scorer: Scorer, window: npt.NDArray[np.int32]
+) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]]:
+    """Yield log-probabilities and true successors of a window's scored positions."""
+    context = context_of(len(window))
+    logits: Floats = scorer.logits(window.tolist())[context - 1 : -1]
+    if not np.isfinite(logits).all():
+        raise InvalidInputError(
+            "the model's logits are not finite: its weights are bad"
+        )
+    step = max(_CHUNK_LOGITS // logits.shape[1], 1)
+    for first in range(0, len(logits), step):
+        rows = logits[first : first + step]
+        begin = context + first
+        yield log_softmax(rows), window[begin : begin + len(rows)]
+
+
+def _loss(
+    logprobs: npt.NDArray[np.float64], following: npt.NDArray[np.int32]
+) -> Floats:
+    chosen = np.take_along_axis(logprobs, following[:, None].astype(np.int64), axis=1)
+    return np.asarray(-chosen[:, 0], np.float32)
