@@ -13,6 +13,7 @@ from slmops.control.settings import ControlSettings
 from slmops.domain.blueprint import Blueprint, EvaluationPlan, RolloutPolicy
 from slmops.domain.device import DeviceClass, Range
 from slmops.domain.errors import InvalidInputError
+from slmops.domain.tasks import TaskKind, TaskPlan
 from slmops.registry.workspace import Workspace
 from slmops.wire.field_docs import documents_in
 
@@ -23,6 +24,7 @@ REQUIRED: dict[type, dict[str, Any]] = {
     # So that `window_tokens`, `probation_s` can be probed without meeting the other limit.
     EvaluationPlan: {"max_tokens": 10**12},
     RolloutPolicy: {"deadline_s": 1e12},
+    TaskPlan: {"name": "a", "kind": TaskKind.TEXT, "examples": "a"},
 }
 KINDS = (*documents_in(Blueprint), AgentSettings, ControlSettings)
 NUMBERS = [

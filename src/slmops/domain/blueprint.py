@@ -6,6 +6,7 @@ from enum import StrEnum
 from slmops.domain.device import DeviceClass
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import check_name
+from slmops.domain.tasks import TaskPlan
 
 CONTROL_QUANTIZATION = "Q8_0"
 """The near-lossless 8-bit control: always built, gates are relative to it."""
@@ -23,6 +24,9 @@ class QualityFloor:
     absolute thresholds do not transfer between models."""
     min_same_top1: float = 0.7
     """Lower bound of the share of positions with the reference's most likely token."""
+    max_task_loss: float = 0.05
+    """Largest loss of a task's score against the reference's, 0 to 1: compared with the
+    lower bound of the paired difference, so few examples fail."""
 
     def __post_init__(self) -> None:
         if not self.max_kld_times_8bit > 1:
@@ -32,6 +36,10 @@ class QualityFloor:
         if not 0 <= self.min_same_top1 <= 1:
             raise InvalidInputError(
                 f"quality.min_same_top1 must be in 0..1, got {self.min_same_top1:g}"
+            )
+        if not 0 < self.max_task_loss <= 1:
+            raise InvalidInputError(
+                f"quality.max_task_loss must be in (0, 1], got {self.max_task_loss:g}"
             )
 
 
@@ -195,6 +203,8 @@ class Blueprint:
     """Trial on the device."""
     rollout: RolloutPolicy = field(default_factory=RolloutPolicy)
     """Waves and gates."""
+    tasks: tuple[TaskPlan, ...] = ()
+    """Tasks of your own that every variant must do about as well as the reference."""
 
     def __post_init__(self) -> None:
         check_name(self.name, where="name")
@@ -206,5 +216,9 @@ class Blueprint:
         for name in names:
             if names.count(name) > 1:
                 raise InvalidInputError(f"classes: name {name!r} is used twice")
+        tasks = [task.name for task in self.tasks]
+        for name in tasks:
+            if tasks.count(name) > 1:
+                raise InvalidInputError(f"tasks: name {name!r} is used twice")
         if not self.candidates:
             raise InvalidInputError("candidates must name at least one quantization")

@@ -5,26 +5,9 @@ from dataclasses import dataclass
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.device import DeviceClass
 from slmops.domain.errors import InvalidInputError, NotFoundError
+from slmops.domain.estimate import Estimate as Estimate  # as most import it
 from slmops.domain.ids import Digest, check_name
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A measured figure with its 95 % confidence bounds (or min and max of a few runs)."""
-
-    value: float
-    """Point estimate, in the unit its field's name says."""
-    low: float
-    """Lower bound."""
-    high: float
-    """Upper bound."""
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.value <= self.high:
-            raise InvalidInputError(
-                f"estimate must have low <= value <= high,"
-                f" got {self.low:g}, {self.value:g}, {self.high:g}"
-            )
+from slmops.domain.tasks import TaskResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +140,8 @@ class Card:
     """One for each distinct (threads, context) the blueprint's classes ask for."""
     runtime: str
     """Runtime and version that measured it: ``llamacpp 2026.10.11549``."""
+    tasks: tuple[TaskResult, ...] = ()
+    """On the blueprint's tasks, test split, each against the reference."""
 
     def speed_for(self, device_class: DeviceClass) -> Speed | None:
         """Return what was measured at a class's threads and context, or None."""

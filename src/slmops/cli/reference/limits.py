@@ -16,6 +16,7 @@ from slmops.domain.blueprint import (
     WavePlan,
 )
 from slmops.domain.device import Budget, DeviceClass
+from slmops.domain.tasks import TaskPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,12 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
     QualityFloor: {
         "max_kld_times_8bit": Limit(above=1),
         "min_same_top1": Limit(least=0, most=1),
+        "max_task_loss": Limit(above=0, most=1),
+    },
+    TaskPlan: {
+        "search_share": Limit(least=0, most=1),
+        "max_tokens": Limit(least=1),
+        "limit": Limit(least=1),
     },
     # `max_tokens` has no limit of its own: it must not be less than `window_tokens`.
     EvaluationPlan: {
