@@ -60,6 +60,13 @@ class Scorer(Protocol):
         """Return token ids of plain text: no special tokens added or parsed."""
         ...
 
+    def piece(self, token: int) -> bytes:
+        """Return what a token writes, special ones too; may be a part of a character.
+
+        The pieces of a tokenized text, joined, are the text in UTF-8.
+        """
+        ...
+
     def logits(self, tokens: Sequence[int]) -> "npt.NDArray[np.float32]":
         """Score one window from empty context.
 

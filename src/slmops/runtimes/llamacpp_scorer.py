@@ -33,6 +33,7 @@ PINNED_VERSION = "2026.10.11549"
 """The only version of xllamacpp whose structures are known here."""
 
 _BATCH_TOKENS = 256
+_PIECE_BYTES = 64
 _ERROR_LEVEL = 4
 _DISABLED = 0
 
@@ -204,6 +205,23 @@ class LlamaCppScorer:
             raise InvalidInputError(f"text of {len(raw)} bytes could not be tokenized")
         return list(tokens[:count])
 
+    def piece(self, token: int) -> bytes:
+        """Return what a token writes; see `slmops.runtimes.base.Scorer`.
+
+        Raises:
+            InvalidInputError: it is outside the vocabulary.
+        """
+        self._check([token])
+        room = _PIECE_BYTES
+        while True:
+            piece = ctypes.create_string_buffer(room)
+            length = self._lib.llama_token_to_piece(
+                self._vocab, token, piece, room, 0, True
+            )
+            if length >= 0:
+                return piece.raw[:length]
+            room = -length
+
     def logits(self, tokens: Sequence[int]) -> "npt.NDArray[np.float32]":
         """Score one window from empty context; see `slmops.runtimes.base.Scorer`.
 
@@ -330,6 +348,11 @@ _PROTOTYPES: tuple[tuple[str, Any, list[Any]], ...] = (
         "llama_tokenize",
         c_int32,
         [c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool],
+    ),
+    (
+        "llama_token_to_piece",
+        c_int32,
+        [c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool],
     ),
     ("llama_get_memory", c_void_p, [c_void_p]),
     ("llama_memory_clear", None, [c_void_p, c_bool]),
