@@ -1,0 +1,1 @@
+"""Smaller models out of a model: fewer blocks, channels, heads, tokens, weights."""
