@@ -23,6 +23,8 @@ from slmops.wire.codec import document_digest
 from slmops.workshop.gguf_file import GgufHeader, MetadataEntry, TensorEntry
 from slmops.workshop.gguf_writer import metadata_entry
 from slmops.workshop.hf_files import CheckpointFolder
+from slmops.workshop.hf_names import interleaved_rows
+from slmops.workshop.hf_rope import llama3_factors
 from slmops.workshop.hf_tokenizer import tokenizer_files, tokenizer_metadata
 from slmops.workshop.model_shape import ModelShape, read_shape
 from slmops.workshop.quantize import Matrix
@@ -147,15 +149,7 @@ class _ConfigReader:
         if self._rope_kind(rope) != "llama3":
             return None
         width = self._size("head_dim", self._size("hidden_size") // self._heads())
-        low, high = rope.get("low_freq_factor", 1), rope.get("high_freq_factor", 4)
-        factor = float(rope.get("factor", 8))
-        trained = rope.get("original_max_position_embeddings", 8192)
-        base = self._rope_base()
-        waves = 2 * math.pi * base ** (np.arange(0, width, 2, dtype=np.float64) / width)
-        smooth = (trained / waves - low) / (high - low)
-        mixed = 1 / ((1 - smooth) / factor + smooth)
-        factors = np.where(waves > trained / low, factor, mixed)
-        return np.where(waves < trained / high, 1.0, factors).astype(np.float32)
+        return llama3_factors(rope, self._rope_base(), width)
 
     def _linear_scaling(self, prefix: str) -> tuple[MetadataEntry, ...]:
         rope = self._rope()
@@ -290,22 +284,6 @@ def _reader(
             yield from source.rows()
 
     return read
-
-
-def interleaved_rows(values: Matrix, heads: int) -> Matrix:
-    """Reorder rotated rows from two halves per head to neighbouring pairs.
-
-    Args:
-        values: (heads * head width, width), or one row that is a bias.
-        heads: heads in it.
-
-    >>> interleaved_rows(np.arange(4, dtype=np.float32).reshape(4, 1), 1).ravel().tolist()
-    [0.0, 2.0, 1.0, 3.0]
-    """
-    rows = values if values.shape[0] > 1 else values.T
-    halves = rows.reshape(heads, 2, -1, rows.shape[1])
-    ordered = halves.swapaxes(1, 2).reshape(rows.shape)
-    return np.ascontiguousarray(ordered if values.shape[0] > 1 else ordered.T)
 
 
 def _digest(path: Path, weights: tuple[Path, ...]) -> Digest:

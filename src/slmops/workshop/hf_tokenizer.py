@@ -14,13 +14,16 @@ from slmops.workshop.gguf_file import MetadataEntry
 from slmops.workshop.gguf_writer import metadata_entry
 from slmops.workshop.hf_files import CheckpointFolder
 
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""What a token is, as ``tokenizer.ggml.token_type`` counts it."""
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLIT_RULES = {_WORDS % r"\p{N}": "qwen2", _WORDS % r"\p{N}{1,3}": "llama-bpe"}
-_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+SPLIT_RULES = {_WORDS % r"\p{N}": "qwen2", _WORDS % r"\p{N}{1,3}": "llama-bpe"}
+"""Splitting expression of a checkpoint → what llama.cpp calls these rules."""
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+"""Special token as transformers names it → as a GGUF file does."""
 
 Tree = Mapping[str, Any]
 
@@ -86,8 +89,8 @@ class _TokenizerReader:
             return "smollm"
         if names == ["Split", "ByteLevel"]:
             rule = str((steps[0].get("pattern") or {}).get("Regex"))
-            if rule in _SPLIT_RULES:
-                return _SPLIT_RULES[rule]
+            if rule in SPLIT_RULES:
+                return SPLIT_RULES[rule]
         return self._refuse(
             f"the pre-tokenizer {'+'.join(map(str, names))} is not one of gpt-2, smollm,"
             " qwen2, llama-bpe; a GGUF file of the model can be imported instead"
@@ -98,14 +101,14 @@ class _TokenizerReader:
         if not isinstance(size, int) or not 1 <= size <= 1 << 22:
             self._refuse(f"config.json's vocab_size must be 1 to 4194304, got {size!r}")
         tokens = [f"[PAD{index}]" for index in range(size)]
-        kinds = [_UNUSED] * size
+        kinds = [UNUSED] * size
         for token, index in self._pairs(model):
             self._check_id(token, index, size)
-            tokens[index], kinds[index] = token, _NORMAL
+            tokens[index], kinds[index] = token, NORMAL
         for added in self._tokenizer.get("added_tokens") or []:
             self._check_id(added.get("content"), added.get("id"), size)
             tokens[added["id"]] = added["content"]
-            kinds[added["id"]] = _CONTROL if added.get("special") else _USER_DEFINED
+            kinds[added["id"]] = CONTROL if added.get("special") else USER_DEFINED
         return tokens, kinds
 
     def _pairs(self, model: Tree) -> Any:  # noqa: ANN401 - checked one by one
@@ -131,7 +134,7 @@ class _TokenizerReader:
 
     def _special_tokens(self, ids: Mapping[str, int]) -> list[MetadataEntry]:
         entries = []
-        for short, name in _SPECIAL.items():
+        for short, name in SPECIAL.items():
             index = self._special_id(short, ids)
             if index is not None:
                 key = f"tokenizer.ggml.{name}_token_id"

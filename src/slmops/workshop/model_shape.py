@@ -71,6 +71,8 @@ class ModelShape:
     """How far layers with a sliding window look back; 0 when there are none."""
     windowed_layers: int = 0
     """Layers with a sliding window."""
+    global_every: int = 0
+    """Every so many layers one attends to the whole context; 0 when all do."""
 
 
 def read_shape(header: GgufHeader) -> ModelShape:
@@ -120,6 +122,7 @@ class _ShapeReader:
             merges=merges.length if merges is not None else 0,
             window_tokens=window,
             windowed_layers=self._windowed(sizes["block_count"]) if window else 0,
+            global_every=_GLOBAL_EVERY.get(self._architecture, 0) if window else 0,
         )
         self._check_tensors(shape)
         return shape

@@ -1,4 +1,4 @@
-"""Weights in safetensors files, read without torch and some rows at a time.
+"""Weights in safetensors files, without torch and some rows at a time.
 
 The `safetensors` package checks a file's header; the bytes are read here, because it
 gives no access to part of a bfloat16 tensor without torch.
@@ -7,7 +7,7 @@ Format: https://huggingface.co/docs/safetensors
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import safetensors
 
 from slmops.domain.errors import InvalidInputError
-from slmops.wire.codec import parse_json
+from slmops.wire.codec import encode_json, parse_json
 from slmops.workshop.gguf_file import TensorEntry
 from slmops.workshop.quantize import Matrix, read_rows
 
@@ -60,6 +60,44 @@ def read_safetensors(path: Path) -> tuple[StoredTensor, ...]:
         for name, described in header.items()
         if name != "__metadata__"
     )
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, TensorEntry],
+    data: Callable[[TensorEntry], Iterable[bytes]],
+) -> None:
+    """Write a safetensors file front to back.
+
+    Args:
+        path: file to write.
+        tensors: by the name to give them; stored with their type and shape, float32
+            first so that everything is aligned.
+        data: gives a tensor's bytes in pieces, little endian, row by row.
+
+    Raises:
+        InvalidInputError: a tensor's pieces are not as long as its shape and type ask.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: item[1].kind != "F32")
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.bytes
+        header[name] = {
+            "dtype": _KINDS[tensor.kind],
+            "shape": list(reversed(tensor.shape)),
+            "data_offsets": [begin, end],
+        }
+    raw = encode_json(header)
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        for name, tensor in ordered:
+            written = sum(file.write(piece) for piece in data(tensor))
+            if written != tensor.bytes:
+                raise InvalidInputError(
+                    f"tensor {name!r}: expected {tensor.bytes} bytes, got {written}"
+                )
 
 
 def _stored(path: Path, name: str, described: Any, start: int) -> StoredTensor:  # noqa: ANN401 - checked by the package
