@@ -13,6 +13,7 @@ from slmops.control.settings import ControlSettings
 from slmops.domain.blueprint import Blueprint, EvaluationPlan, RolloutPolicy
 from slmops.domain.device import DeviceClass, Range
 from slmops.domain.errors import InvalidInputError
+from slmops.domain.recipe import Finetune, PruneDepth, RecoverPlan, TrimVocabulary
 from slmops.domain.tasks import TaskKind, TaskPlan
 from slmops.registry.workspace import Workspace
 from slmops.wire.field_docs import documents_in
@@ -24,6 +25,10 @@ REQUIRED: dict[type, dict[str, Any]] = {
     # So that `window_tokens`, `probation_s` can be probed without meeting the other limit.
     EvaluationPlan: {"max_tokens": 10**12},
     RolloutPolicy: {"deadline_s": 1e12},
+    TrimVocabulary: {"text": "a", "tokens": 256},
+    PruneDepth: {"layers": 1},
+    Finetune: {"data": "a"},
+    RecoverPlan: {"candidates": ("Q4_0",)},
     TaskPlan: {"name": "a", "kind": TaskKind.TEXT, "examples": "a"},
 }
 KINDS = (*documents_in(Blueprint), AgentSettings, ControlSettings)
@@ -32,7 +37,8 @@ NUMBERS = [
     for kind in KINDS
     if kind is not Range
     for name, hint in typing.get_type_hints(kind).items()
-    if {int, float} & {hint, *typing.get_args(hint)}
+    if typing.get_origin(hint) is not tuple
+    and {int, float} & {hint, *typing.get_args(hint)}
 ]
 
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from slmops.domain.device import DeviceClass
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import check_name
+from slmops.domain.recipe import Recipe
 from slmops.domain.tasks import TaskPlan
 
 CONTROL_QUANTIZATION = "Q8_0"
@@ -195,6 +196,8 @@ class Blueprint:
     """Device classes; the first whose predicate matches a device is its class."""
     candidates: tuple[str, ...] = DEFAULT_CANDIDATES
     """Quantizations to try; the 8-bit control is always added."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """What is tried beside plain quantization."""
     quality: QualityFloor = field(default_factory=QualityFloor)
     """Worst acceptable fidelity."""
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)

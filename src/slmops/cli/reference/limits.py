@@ -16,6 +16,18 @@ from slmops.domain.blueprint import (
     WavePlan,
 )
 from slmops.domain.device import Budget, DeviceClass
+from slmops.domain.recipe import (
+    CalibrationPlan,
+    Distill,
+    Finetune,
+    MixedPlan,
+    PruneDepth,
+    PruneWidth,
+    RecoverPlan,
+    SearchPlan,
+    Sparsify,
+    TrimVocabulary,
+)
 from slmops.domain.tasks import TaskPlan
 
 
@@ -60,6 +72,26 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
         "search_share": Limit(least=0, most=1),
         "max_tokens": Limit(least=1),
         "limit": Limit(least=1),
+    },
+    CalibrationPlan: {"tokens": Limit(least=256)},
+    MixedPlan: {"tokens": Limit(least=128)},
+    TrimVocabulary: {"tokens": Limit(least=256)},
+    PruneDepth: {"layers": Limit(least=1)},
+    PruneWidth: {"feed_forward": Limit(least=0), "kv_heads": Limit(least=0)},
+    Sparsify: {"sparsity": _CHANCE},
+    Finetune: {"epochs": _POSITIVE, "learning_rate": _POSITIVE, "rank": _POSITIVE},
+    Distill: {
+        "steps": _POSITIVE,
+        "learning_rate": _POSITIVE,
+        "temperature": _POSITIVE,
+    },
+    RecoverPlan: {"steps": _POSITIVE, "learning_rate": _POSITIVE},
+    SearchPlan: {
+        "exhaustive": Limit(least=1),
+        "trials": Limit(least=1),
+        "keep": Limit(least=1),
+        "probe_tokens": Limit(least=128),
+        "recovery_share": Limit(above=0, most=1),
     },
     # `max_tokens` has no limit of its own: it must not be less than `window_tokens`.
     EvaluationPlan: {
