@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from gguf.constants import GGUFValueType
 
 from slmops.domain.errors import InvalidInputError
 from slmops.workshop.gguf_file import (
@@ -72,6 +73,18 @@ def read_source(path: Path) -> SourceModel:
                 f" {tensor.name} is {tensor.kind}"
             )
     return SourceModel(header=header, shape=read_shape(header))
+
+
+def read_text(path: Path) -> str:
+    """Read a text.
+
+    Raises:
+        InvalidInputError: not UTF-8; the message says at which byte.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 def copied(tensor: TensorEntry, name: str | None = None) -> TensorEdit:
@@ -184,12 +197,15 @@ def with_changes(
     )
 
 
-def array_like(
-    entry: MetadataEntry, items: Sequence[Scalar], names: Mapping[int, str]
-) -> MetadataEntry:
+def array_like(entry: MetadataEntry, items: Sequence[Scalar]) -> MetadataEntry:
     """Return an array entry with other items of the same type."""
     item_type = int.from_bytes(entry.raw[:4], "little")
-    return metadata_entry(entry.key, items, names[item_type])
+    return metadata_entry(entry.key, items, GGUFValueType(item_type).name)
+
+
+def scalar_like(entry: MetadataEntry, value: Scalar) -> MetadataEntry:
+    """Return an entry with another value of the same type."""
+    return metadata_entry(entry.key, value, GGUFValueType(entry.value_type).name)
 
 
 def write_model(

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGUFValueType
 
 from slmops.domain.errors import InvalidInputError
 from slmops.runtimes.base import WorkerSettings, load_runtime
@@ -29,6 +28,8 @@ from slmops.workshop.structure.model_edit import (
     array_like,
     copied,
     read_source,
+    read_text,
+    scalar_like,
     selected,
     with_changes,
     write_model,
@@ -58,7 +59,6 @@ _ROWS = ("token_embd.weight", "output.weight", "output.bias")
 _STALE = frozenset({"tokenizer.huggingface.json"})
 _PLACEHOLDER = re.compile(r"<unused\d+>|\[PAD\d+\]|<\|reserved_special_token_\d+\|>")
 _CHUNK_CHARACTERS = 1 << 17
-_TYPE_NAMES = {int(kind): kind.name for kind in GGUFValueType}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +87,7 @@ def trim_vocabulary(job: Job) -> Mapping[str, Path]:
     source = read_source(job.inputs["model"])
     vocabulary = read_vocabulary(source.header)
     rules = read_rules(source.header, vocabulary)
-    use = count_use(source.header, _text(job.inputs["text"]), job.report)
+    use = count_use(source.header, read_text(job.inputs["text"]), job.report)
     must = required_tokens(source.header, vocabulary, rules) | use.template
     kept = choose_tokens(
         rules, use.counts, must, _rounded(job.parameter("tokens", int))
@@ -219,10 +219,10 @@ def _trimmed_arrays(
         if entry.key == "tokenizer.ggml.merges":
             merges = [str(merge) for merge in entry.items()]
             left = [merge for merge in merges if _is_possible(merge, texts)]
-            yield array_like(entry, left, _TYPE_NAMES)
+            yield array_like(entry, left)
         elif entry.length == len(vocabulary.texts):
             items = list(entry.items())
-            yield array_like(entry, [items[token] for token in kept], _TYPE_NAMES)
+            yield array_like(entry, [items[token] for token in kept])
 
 
 def _is_possible(merge: str, texts: set[str]) -> bool:
@@ -233,7 +233,7 @@ def _is_possible(merge: str, texts: set[str]) -> bool:
 def _moved_ids(source: SourceModel, kept: TokenMap) -> Iterator[MetadataEntry]:
     for entry in _token_ids(source.header):
         new = int(np.searchsorted(kept, int(entry.scalar())))
-        yield metadata_entry(entry.key, new, _TYPE_NAMES[entry.value_type])
+        yield scalar_like(entry, new)
 
 
 def _token_ids(header: GgufHeader) -> list[MetadataEntry]:
@@ -252,13 +252,6 @@ def _rounded(tokens: int) -> int:
     if tokens < ROW_MULTIPLE:
         raise InvalidInputError(f"tokens must be at least {ROW_MULTIPLE}, got {tokens}")
     return tokens // ROW_MULTIPLE * ROW_MULTIPLE
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 def _chunks(text: str) -> Iterator[str]:
