@@ -18,15 +18,27 @@ from slmops.wire import codec
 PAYLOAD_TYPE = "application/vnd.slmops.assignment.v1+json"
 
 
-def seal(payload: bytes, key: SigningKey) -> str:
-    """Sign `payload` and return the envelope as JSON text."""
-    envelope = Envelope(payload, PAYLOAD_TYPE, {})
+def seal(payload: bytes, key: SigningKey, *, payload_type: str = PAYLOAD_TYPE) -> str:
+    """Sign `payload` and return the envelope as JSON text; its type is signed too."""
+    envelope = Envelope(payload, payload_type, {})
     envelope.sign(CryptoSigner(key.private))
     return codec.encode_json(envelope.to_dict()).decode()
 
 
-def open_envelope(text: str, public_hex: str) -> bytes:
+def open_envelope(
+    text: str,
+    public_hex: str,
+    *,
+    payload_type: str = PAYLOAD_TYPE,
+    signer: str = "the director",
+) -> bytes:
     """Check an envelope against one trusted key and return its payload.
+
+    Args:
+        text: the envelope, JSON.
+        public_hex: the trusted Ed25519 key.
+        payload_type: what it must hold.
+        signer: whose key that is, for the message.
 
     Raises:
         UntrustedError: malformed, of another type, or not signed by that key.
@@ -36,14 +48,14 @@ def open_envelope(text: str, public_hex: str) -> bytes:
         envelope = Envelope.from_dict(tree)
     except (InvalidInputError, KeyError, TypeError, ValueError, AttributeError):
         raise UntrustedError("envelope is malformed") from None
-    if envelope.payload_type != PAYLOAD_TYPE:
+    if envelope.payload_type != payload_type:
         raise UntrustedError(
-            f"envelope must hold {PAYLOAD_TYPE}, got {str(envelope.payload_type)[:80]}"
+            f"envelope must hold {payload_type}, got {str(envelope.payload_type)[:80]}"
         )
     try:
         envelope.verify([_trusted(public_hex)], 1)
     except (VerificationError, ValueError):
-        raise UntrustedError("envelope is not signed by the director") from None
+        raise UntrustedError(f"envelope is not signed by {signer}") from None
     payload: bytes = envelope.payload
     return payload
 
