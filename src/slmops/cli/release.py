@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -129,21 +130,28 @@ def show(workspace: Workspace, label: str, as_json: bool) -> None:
 @render.as_json
 @click.pass_obj
 def verify(workspace: Workspace, label: str, as_json: bool) -> None:
-    """Check signatures from the pinned root, and hash every blob again.
+    """Check signatures from the pinned root, hash every blob again, check the evidence.
+
+    The provenance statement must be signed by the key that signs releases, and speak of
+    this release's variants and build.
 
     Exits with 5 when one bit differs from what was signed, or the metadata has expired.
 
     Example: slmops release verify assistant-1
     """
     import tempfile
-    from pathlib import Path
 
     from slmops.registry.signing import read_pinned_root
     from slmops.registry.trust import TrustedRegistry
+    from slmops.wire.codec import to_plain
+    from slmops.workshop.evidence.attachments import verify_evidence
 
+    catalog = _catalog(workspace)
     with render.progress(quiet=as_json) as progress:
         progress("hash every blob again", 0, 0)
-        found = _catalog(workspace).verify(label)
+        found = catalog.verify(label)
+        signed, _ = catalog.load(label)
+        evidence = verify_evidence(signed, catalog.blobs, catalog.targets_keys())
     with tempfile.TemporaryDirectory() as folder:
         TrustedRegistry(
             Path(folder),
@@ -152,12 +160,48 @@ def verify(workspace: Workspace, label: str, as_json: bool) -> None:
             now=time.time,
         ).release(label)
     if as_json:
-        render.json_document(found)
-    else:
-        render.text(
-            f"{label} holds: signatures from the pinned root, {found.blobs} blobs,"
-            f" {found.bytes / _MIB:.1f} MiB hashed again"
-        )
+        render.json_document({**to_plain(found), "evidence": evidence})
+        return
+    render.text(
+        f"{label} holds: signatures from the pinned root, {found.blobs} blobs,"
+        f" {found.bytes / _MIB:.1f} MiB hashed again"
+    )
+    for line in evidence or ("no evidence is attached",):
+        render.text(f"  {line}")
+
+
+@release.command()
+@click.argument("label")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the files; LABEL-evidence by default.",
+)
+@render.as_json
+@click.pass_obj
+def evidence(
+    workspace: Workspace, label: str, output: Path | None, as_json: bool
+) -> None:
+    """Write a release's evidence: signed provenance, CycloneDX ML-BOM, cards, build.
+
+    Every file is checked against the digest that the signed release names; the
+    provenance against the key that signs releases.
+
+    Example: slmops release evidence assistant-1 --output evidence
+    """
+    from slmops.workshop.evidence.attachments import verify_evidence, write_evidence
+
+    catalog = _catalog(workspace)
+    found, _ = catalog.load(label)
+    verify_evidence(found, catalog.blobs, catalog.targets_keys())
+    files = write_evidence(found, catalog.blobs, output or Path(f"{label}-evidence"))
+    if as_json:
+        render.json_document({name: str(path) for name, path in files.items()})
+        return
+    for path in files.values():
+        render.text(str(path))
+    if not files:
+        render.note(f"release {label} has no evidence attached")
 
 
 def _catalog(workspace: Workspace) -> "Catalog":
@@ -187,6 +231,12 @@ def _render(found: "Release") -> None:
     )
     for line in _remarks(found):
         render.text(line)
+    if found.attachments:
+        render.text()
+        render.table(
+            ("evidence", "file", "bytes", "digest"),
+            [(a.kind, a.name, a.bytes, a.digest[:19]) for a in found.attachments],
+        )
 
 
 def _row(variant: "Variant", found: "Release") -> tuple[object, ...]:

@@ -1,12 +1,14 @@
 """Releases: variants, the cards that say what was measured, and golden prompts."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.device import DeviceClass
 from slmops.domain.errors import InvalidInputError, NotFoundError
 from slmops.domain.estimate import Estimate as Estimate  # as most import it
 from slmops.domain.ids import Digest, check_name
+from slmops.domain.recipe import BASE, Rounding
 from slmops.domain.tasks import TaskResult
 
 
@@ -142,6 +144,22 @@ class Card:
     """Runtime and version that measured it: ``llamacpp 2026.10.11549``."""
     tasks: tuple[TaskResult, ...] = ()
     """On the blueprint's tasks, test split, each against the reference."""
+    structure: str = BASE
+    """Shape of the model it was quantized from; ``base`` is the reference's own."""
+    steps: tuple[str, ...] = ()
+    """What was done to get that shape, in order."""
+    calibration: Digest | None = None
+    """Text that showed which weights matter; None when all were rounded alike."""
+    rounding: Rounding = Rounding.NEAREST
+    """How weights were rounded."""
+    recovered: bool = False
+    """Whether weights were trained for this quantization before they were rounded."""
+
+    @property
+    def label(self) -> str:
+        """What it is called among the candidates of one build: ``slim-2/Q4_0``."""
+        name = self.quantization + ("+recovered" if self.recovered else "")
+        return name if self.structure == BASE else f"{self.structure}/{name}"
 
     def speed_for(self, device_class: DeviceClass) -> Speed | None:
         """Return what was measured at a class's threads and context, or None."""
@@ -215,6 +233,42 @@ class ForcedRelease:
             raise InvalidInputError("a forced release needs a reason, got ''")
 
 
+class AttachmentKind(StrEnum):
+    """What a document that goes with a release is."""
+
+    PROVENANCE = "provenance"
+    """Which inputs, tools and steps made it: a signed in-toto statement."""
+    BOM = "bom"
+    """Bill of materials: CycloneDX."""
+    CARD = "card"
+    """Model card: Markdown with the Hub's metadata."""
+    BUILD = "build"
+    """The build result itself: every candidate, figure and reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attachment:
+    """One document of a release's evidence; a blob of the registry."""
+
+    kind: AttachmentKind
+    """What it is."""
+    name: str
+    """File name when it is written out; unique in a release."""
+    media_type: str
+    """Media type (RFC 6838) of its bytes."""
+    digest: Digest
+    """Of its bytes."""
+    bytes: int
+    """Its size."""
+
+    def __post_init__(self) -> None:
+        # Somebody's release must not write outside the folder its evidence goes to.
+        if self.name != self.name.strip() or self.name.startswith("."):
+            raise InvalidInputError(f"attachment name is no file's: {self.name!r}")
+        if not self.name or {"/", "\\", "\0"} & set(self.name):
+            raise InvalidInputError(f"attachment name is no file's: {self.name!r}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
     """The immutable result of a blueprint; its digest is its identity."""
@@ -239,6 +293,8 @@ class Release:
     """Version it follows; None for the first."""
     forced: ForcedRelease | None = None
     """Set when the quality floor was overruled."""
+    attachments: tuple[Attachment, ...] = ()
+    """Its evidence: provenance, bill of materials, cards. Devices need none of it."""
 
     def __post_init__(self) -> None:
         check_name(self.name, where="release name")
@@ -246,6 +302,10 @@ class Release:
             raise InvalidInputError(f"release version must be >= 1, got {self.version}")
         if not self.variants:
             raise InvalidInputError("a release needs at least one variant")
+        names = [attachment.name for attachment in self.attachments]
+        for name in names:
+            if names.count(name) > 1:
+                raise InvalidInputError(f"attachments: name {name!r} is used twice")
 
     @property
     def label(self) -> str:

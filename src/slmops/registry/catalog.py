@@ -27,7 +27,7 @@ from slmops.domain.errors import (
     UntrustedError,
 )
 from slmops.domain.ids import Digest, check_name, digest_hex, parse_digest
-from slmops.domain.release import Release, Variant
+from slmops.domain.release import Attachment, Release, Variant
 from slmops.registry import oci
 from slmops.registry.blobs import BlobStore, bytes_digest, write_atomically
 from slmops.registry.metadata import MetadataFolder, SignedState, read_part
@@ -44,7 +44,7 @@ class VerifiedRelease:
     digest: Digest
     """Of its signed document."""
     blobs: int
-    """Blobs hashed again: artefacts and OCI documents."""
+    """Blobs hashed again: artefacts, attachments and OCI documents."""
     bytes: int
     """Their bytes."""
 
@@ -76,7 +76,7 @@ class Catalog:
 
         Args:
             release: its label must be new, or its document the same.
-            blobs: holds every variant's artefact; they are hard-linked where possible.
+            blobs: holds every artefact and attachment; they are hard-linked where possible.
             keys: of all roles.
             now: Unix time, seconds, that expiry counts from; the release's own
                 `created_at` by default.
@@ -104,8 +104,8 @@ class Catalog:
                     f"release {release.label} is published as {known}, got {digest};"
                     " releases never change: use a new version"
                 )
-            for variant in release.variants:
-                self._link(variant, blobs)
+            for blob in _blobs(release):
+                self._link(blob, blobs)
             self._store_documents(release)
             write_atomically(self._document_path(release.label, digest), document)
             self._write_index(release, state)
@@ -170,7 +170,7 @@ class Catalog:
         """
         release, digest = self.load(label)
         image = oci.release_image(release)
-        sizes = {variant.digest: variant.bytes for variant in release.variants}
+        sizes = {blob.digest: blob.bytes for blob in _blobs(release)}
         sizes |= {key: len(content) for key, content in image.documents.items()}
         for blob in sizes:
             try:
@@ -181,6 +181,18 @@ class Catalog:
         return VerifiedRelease(
             label=label, digest=digest, blobs=len(sizes), bytes=sum(sizes.values())
         )
+
+    def targets_keys(self) -> tuple[str, ...]:
+        """Return the public keys (hex) that may sign releases, as the newest root says.
+
+        Raises:
+            UntrustedError: the metadata does not hold.
+        """
+        state = self._state()
+        if state is None:
+            return ()
+        keyids = state.root.roles[Targets.type].keyids
+        return tuple(state.root.keys[keyid].keyval["public"] for keyid in keyids)
 
     def refresh_timestamp(self, keys: OnlineKeys, now: float) -> bool:
         """Sign snapshot and timestamp anew when half of their life is over.
@@ -211,17 +223,17 @@ class Catalog:
         name = f"{digest_hex(digest)}.{label}.json"
         return self.root / "targets" / "releases" / name
 
-    def _link(self, variant: Variant, blobs: BlobStore) -> None:
-        source = blobs.path(variant.digest)
+    def _link(self, blob: Variant | Attachment, blobs: BlobStore) -> None:
+        source = blobs.path(blob.digest)
         size = source.stat().st_size
-        if size != variant.bytes:
+        if size != blob.bytes:
             raise UntrustedError(
-                f"artefact {variant.digest} must have {variant.bytes} bytes, got {size}"
+                f"artefact {blob.digest} must have {blob.bytes} bytes, got {size}"
             )
         found = self.blobs.put_file(source)
-        if found != variant.digest:
+        if found != blob.digest:
             raise UntrustedError(
-                f"artefact {variant.digest} is damaged: its bytes are {found}"
+                f"artefact {blob.digest} is damaged: its bytes are {found}"
             )
 
     def _store_documents(self, release: Release) -> None:
@@ -290,6 +302,11 @@ def blob_target(digest: Digest) -> str:
     'blobs/sha256/000'
     """
     return f"blobs/sha256/{digest_hex(parse_digest(digest))}"
+
+
+def _blobs(release: Release) -> tuple[Variant | Attachment, ...]:
+    """Return all that a release names by digest: artefacts and evidence."""
+    return (*release.variants, *release.attachments)
 
 
 def _targets(release: Release, document: bytes) -> list[TargetFile]:

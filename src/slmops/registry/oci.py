@@ -37,6 +37,10 @@ CARD = "vnd.slmops.card+json"
 """Annotation of a manifest: what was measured, as canonical JSON."""
 CLASSES = "vnd.slmops.classes"
 """Annotation of a manifest: device classes it was chosen for, comma-separated."""
+EVIDENCE_ARTIFACT_TYPE = "application/vnd.slmops.evidence.v1"
+"""Artifact type of the manifest that holds a release's attachments."""
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+"""OCI image spec 1.1, guidance for artifacts: the config of a manifest that has none."""
 RELEASE_DIGEST = "vnd.slmops.release.digest"
 """Annotation of a release's index: digest of the signed release document."""
 
@@ -65,6 +69,9 @@ def release_image(release: Release) -> ReleaseImage:
     """Return the OCI documents of a release; equal releases give equal bytes."""
     documents: dict[Digest, bytes] = {}
     manifests = [_manifest(release, variant, documents) for variant in release.variants]
+    if release.attachments:
+        # In the index, so that whoever copies a release copies its evidence.
+        manifests.append(_evidence(release, documents))
     annotations = {
         _CREATED: _rfc3339(release.created_at),
         _TITLE: release.name,
@@ -138,6 +145,32 @@ def _manifest(
     return _stored(documents, MANIFEST_TYPE, codec.encode_json(manifest)) | {
         "artifactType": MODEL_ARTIFACT_TYPE,
         "annotations": {CLASSES: ",".join(variant.classes)},
+    }
+
+
+def _evidence(release: Release, documents: dict[Digest, bytes]) -> Tree:
+    """Return the manifest of a release's attachments.
+
+    The title annotation is what `oras pull` names the files by.
+    """
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "artifactType": EVIDENCE_ARTIFACT_TYPE,
+        "config": _stored(documents, EMPTY_TYPE, b"{}"),
+        "layers": [
+            {
+                "mediaType": attachment.media_type,
+                "digest": attachment.digest,
+                "size": attachment.bytes,
+                "annotations": {_TITLE: attachment.name},
+            }
+            for attachment in release.attachments
+        ],
+        "annotations": {_CREATED: _rfc3339(release.created_at)},
+    }
+    return _stored(documents, MANIFEST_TYPE, codec.encode_json(manifest)) | {
+        "artifactType": EVIDENCE_ARTIFACT_TYPE
     }
 
 

@@ -1,5 +1,7 @@
 """From a build's evidence to a signed and published release."""
 
+from dataclasses import replace
+
 from slmops.domain.errors import ConflictError, OverBudgetError
 from slmops.domain.ids import Digest
 from slmops.domain.release import ForcedRelease, Release
@@ -9,6 +11,8 @@ from slmops.registry.signing import ReleaseKeys
 from slmops.registry.workspace import Workspace
 from slmops.wire.codec import document_digest
 from slmops.workshop.build_result import BuildResult
+from slmops.workshop.evidence.attachments import evidence_files, store_evidence
+from slmops.workshop.evidence.bom import Product
 
 
 def create_release(
@@ -18,7 +22,7 @@ def create_release(
     now: float,
     forced: str | None = None,
 ) -> tuple[Release, Digest]:
-    """Compose, sign and publish the next version of a build's product.
+    """Compose, sign and publish the next version of a build's product, with its evidence.
 
     Killed midway it has published nothing; run again it begins anew.
 
@@ -49,7 +53,13 @@ def create_release(
     release = compose_release(
         workspace, build, (previous or 0) + 1, previous, now, forced
     )
-    digest = catalog.publish(release, BlobStore(workspace.blobs), keys)
+    blobs = BlobStore(workspace.blobs)
+    product = Product(
+        name=release.name, version=str(release.version), created_at=release.created_at
+    )
+    files = evidence_files(build, product, keys.targets)
+    release = replace(release, attachments=store_evidence(files, blobs))
+    digest = catalog.publish(release, blobs, keys)
     return release, digest
 
 

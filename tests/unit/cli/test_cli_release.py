@@ -10,6 +10,7 @@ import pytest
 from slmops.cli.main import main
 from slmops.domain.release import ForcedRelease
 from slmops.registry.blobs import BlobStore
+from slmops.testing.sample_evidence import released_build
 from slmops.testing.sample_release import (
     SAMPLE_TIME,
     PublishedSample,
@@ -108,3 +109,47 @@ def test_verify_exits_with_5_when_the_registry_was_replaced(
 def test_an_unknown_label_exits_with_3(sample: PublishedSample) -> None:
     assert run(sample, "show", "sample-9") == 3
     assert run(sample, "verify", "sample-9") == 3
+
+
+def test_evidence_is_listed_verified_and_written_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample, build = released_build(tmp_path, now=time.time())
+    assert run(sample, "show", "sample-1") == 0
+    assert "provenance.intoto.dsse.json" in capsys.readouterr().out
+    assert run(sample, "verify", "sample-1", "--json") == 0
+    (signed, whole) = json.loads(capsys.readouterr().out)["evidence"]
+    assert "signed by the targets key" in signed
+    assert "attachments whole" in whole
+    out = tmp_path / "out"
+    assert run(sample, "evidence", "sample-1", "--output", str(out), "--json") == 0
+    files = json.loads(capsys.readouterr().out)
+    assert {Path(path).name for path in files.values()} == {
+        path.name for path in out.iterdir()
+    }
+    assert json.loads((out / "bom.cdx.json").read_bytes())["specVersion"] == "1.6"
+    assert build.model.name in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_damaged_evidence_is_neither_verified_nor_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample, _ = released_build(tmp_path, now=time.time())
+    bom = sample.releases[0].attachments[1]
+    path = BlobStore(sample.catalog.root).path(bom.digest)
+    path.write_bytes(path.read_bytes().replace(b"Q8_0", b"Q8_1"))
+    assert run(sample, "verify", "sample-1") == 5
+    out = tmp_path / "out"
+    assert run(sample, "evidence", "sample-1", "--output", str(out)) == 5
+    assert not out.exists()
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_release_without_evidence_says_so(
+    sample: PublishedSample, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(sample, "verify", "sample-1") == 0
+    assert "no evidence is attached" in capsys.readouterr().out
+    output = str(tmp_path / "out")
+    assert run(sample, "evidence", "sample-1", "--output", output) == 0
+    assert "has no evidence" in capsys.readouterr().err

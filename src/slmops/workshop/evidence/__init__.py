@@ -1,0 +1,1 @@
+"""What a build leaves to be believed: provenance, bill of materials, card, comparison."""
