@@ -11,6 +11,7 @@ from slmops.domain.blueprint import Blueprint
 from slmops.domain.release import ModelRecord
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
+from slmops.workshop.artefacts import Making
 from slmops.workshop.board import Board
 from slmops.workshop.steps import StepRunner
 from slmops.workshop.workbench import Workbench
@@ -35,6 +36,8 @@ class BuildContext:
     """Runs or reuses steps."""
     workers: Workers
     """Serving children."""
+    eligible: frozenset[str] = frozenset()
+    """Labels of candidates that selection may choose: not the control by itself."""
     stages: dict[str, float] = field(default_factory=dict)
     """Stage → wall time, s."""
 
@@ -52,6 +55,10 @@ class BuildContext:
     def blobs(self) -> BlobStore:
         """Where artefacts and steps' outputs lie."""
         return BlobStore(self.workspace.blobs)
+
+    def is_eligible(self, making: Making) -> bool:
+        """Tell whether selection may choose what is so made."""
+        return making.label in self.eligible
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -24,8 +24,13 @@ class Candidate:
 
     @property
     def quantization(self) -> str:
-        """llama.cpp name."""
+        """llama.cpp name, or ours of a mix."""
         return self.card.quantization
+
+    @property
+    def label(self) -> str:
+        """Its name in this build."""
+        return self.card.label
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +38,7 @@ class Rejection:
     """Why one candidate was not chosen for one class."""
 
     quantization: str
-    """The candidate."""
+    """Label of the candidate."""
     reason: str
     """With figures."""
 
@@ -45,7 +50,7 @@ class ClassSelection:
     device_class: str
     """Name of the class."""
     quantization: str
-    """The choice."""
+    """Label of the choice."""
     digest: Digest
     """Its artefact."""
     reason: str
@@ -85,6 +90,6 @@ class BuildResult:
     provenance: tuple[StepRecord, ...]
     """Every step that led here."""
 
-    def candidate(self, quantization: str) -> Candidate:
-        """Return a candidate by name."""
-        return next(c for c in self.candidates if c.quantization == quantization)
+    def candidate(self, label: str) -> Candidate:
+        """Return a candidate by its label."""
+        return next(c for c in self.candidates if c.label == label)

@@ -59,14 +59,20 @@ def candidate_rows(
             digest=artefact.digest,
             card=replace(
                 reference,
-                quantization=artefact.quantization,
+                quantization=artefact.making.quantization,
+                parameters=artefact.file.parameters,
+                structure=artefact.making.structure,
+                steps=artefact.making.steps,
+                calibration=artefact.making.calibration,
+                rounding=artefact.making.rounding,
+                recovered=artefact.making.recovered,
                 bytes=artefact.file.bytes,
                 bits_per_weight=artefact.file.bits_per_weight,
                 tensor_types=artefact.file.tensor_types,
                 fidelity=scored.fidelity[artefact.digest],
                 speed=speeds[artefact.digest],
             ),
-            eligible=artefact.quantization in build.blueprint.candidates,
+            eligible=build.is_eligible(artefact.making),
             on_reference_grid=on_grid(artefact, build.model.source_quantization),
         )
         for artefact in scored.artefacts
@@ -84,9 +90,7 @@ def chosen_variants(
     build.board.expect(len(chosen))
     goldens = Goldens(build=build)
     with build.pool() as pool:
-        asked = [
-            pool.submit(goldens.ask, c.quantization, c.digest, golden) for c in chosen
-        ]
+        asked = [pool.submit(goldens.ask, c.label, c.digest, golden) for c in chosen]
         logprobs = [future.result() for future in asked]
     return tuple(
         Variant(

@@ -51,14 +51,28 @@ def score_reference(scoring: Scoring, artefact: Digest) -> Digest:
 
 
 def score_candidate(
-    scoring: Scoring, name: str, artefact: Digest, reference: Digest
+    scoring: Scoring,
+    name: str,
+    artefact: Digest,
+    reference: Digest,
+    *,
+    token_map: Digest | None = None,
 ) -> Digest:
-    """Return the digest of a candidate's scores against the reference's."""
+    """Return the digest of a candidate's scores against the reference's.
+
+    Args:
+        scoring: what is common to all.
+        name: of the candidate, for people.
+        artefact: the model.
+        reference: the reference's scores.
+        token_map: new id → old id, where the candidate's vocabulary is a part of the
+            reference's.
+    """
+    inputs = {"artefact": artefact, "reference": reference}
+    if token_map is not None:
+        inputs["token_map"] = token_map
     record = scoring.bench.run(
-        f"score {name}",
-        "score",
-        {"artefact": artefact, "reference": reference},
-        {"runtime": scoring.runtime},
+        f"score {name}", "score", inputs, {"runtime": scoring.runtime}
     )
     return record.outputs[SCORES]
 

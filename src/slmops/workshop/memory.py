@@ -58,7 +58,7 @@ class ContextGrowth:
 def measure_memory(setting: SpeedSetting, artefact: Artefact) -> MemoryFigures:
     """Return one candidate's memory with the standard prompt."""
     build = setting.build
-    name = f"memory of {artefact.quantization}, context {setting.context_tokens}"
+    name = f"memory of {artefact.label}, context {setting.context_tokens}"
     path = build.blobs.path(artefact.digest)
 
     def compute() -> Mapping[str, Digest]:

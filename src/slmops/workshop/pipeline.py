@@ -2,11 +2,12 @@
 
 Stages, and what may run at the same time:
 
-1. *Quantize and score* (`scored`): all processors at work, the reference's golden
+1. *Structures* (`search`): the recipe's levers make 16-bit models of other shapes.
+2. *Quantize and score* (`scored`): all processors at work, the reference's golden
    answers recorded beside it.
-2. *Speed* (`speeds`). Times alone: anything beside them would be measured too.
-3. *Select* (`select`), pure.
-4. *Golden prompts* to the chosen variants (`candidates`).
+3. *Speed* (`speeds`). Times alone: anything beside them would be measured too.
+4. *Select* (`select`), pure.
+5. *Golden prompts* to the chosen variants (`candidates`).
 
 Every figure comes from a cached step or is a pure function of cached steps, so a second
 build computes nothing and finds the same result, byte for byte.
@@ -41,9 +42,12 @@ from slmops.workshop.forecast import measured_prior
 from slmops.workshop.goldens import load_golden
 from slmops.workshop.machine import load_prior, save_prior
 from slmops.workshop.models import find_model, reference_path
-from slmops.workshop.plan import candidate_names, plan_build
+from slmops.workshop.plan import plan_build
 from slmops.workshop.progress import Progress, silent
 from slmops.workshop.scored import quantize_and_score
+from slmops.workshop.search.explore import build_structures, prepare_reference
+from slmops.workshop.search.makings import candidate_makings
+from slmops.workshop.search.structures import Levers
 from slmops.workshop.select import select_variants
 from slmops.workshop.speeds import measure_speeds
 from slmops.workshop.steps import StepTiming
@@ -129,17 +133,21 @@ def run_build(
 
 def _run(build: BuildContext, *, below_floor: bool) -> BuildRun:
     build.blobs.verify(build.model.id)
-    names = candidate_names(build.blueprint.candidates)
+    levers = Levers(build=build)
+    with build.stage("structures"), build.pool():
+        prepare_reference(levers)
+        structures = build_structures(levers)
+        makings = candidate_makings(levers, structures.kept)
     # Quantize and score each; score the reference twice, ask it the golden prompts.
-    build.board.expect(2 * len(names) + 3)
+    build.board.expect(2 * len(makings) + 3)
     with build.stage("quantize and score"):
-        scored = quantize_and_score(build, names)
+        scored = quantize_and_score(build, makings)
     with build.stage("speed"):
         speeds = measure_speeds(build, scored.artefacts)
     with build.stage("select"):
         reference = reference_row(build, scored)
         candidates = candidate_rows(build, reference.card, scored, speeds)
-        control = next(c for c in candidates if c.quantization == CONTROL_QUANTIZATION)
+        control = next(c for c in candidates if c.label == CONTROL_QUANTIZATION)
         rules = SelectionRules(
             floor=build.blueprint.quality,
             control_kld=control.card.fidelity.mean_kld.value,

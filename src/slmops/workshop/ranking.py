@@ -45,7 +45,7 @@ class Ranking:
         """The one with the largest lower bound."""
         return max(
             self.candidates,
-            key=lambda c: (self.decode(c).low, self.decode(c).value, c.quantization),
+            key=lambda c: (self.decode(c).low, self.decode(c).value, c.label),
         )
 
     def surely_faster(self, candidate: Candidate) -> int:
@@ -66,7 +66,7 @@ class Ranking:
     def key(self, candidate: Candidate) -> tuple[float, float, float, str]:
         """Return a sort key: the objective first, then the others, then the name."""
         kld, size, rank = self.costs(candidate)
-        name = candidate.quantization
+        name = candidate.label
         match self.device_class.objective:
             case Objective.QUALITY:
                 return (kld, size, rank, name)

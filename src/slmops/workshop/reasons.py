@@ -32,28 +32,28 @@ def losing_reason(ranking: Ranking, loser: Candidate, chosen: Candidate) -> str:
     dominator = ranking.dominator(loser)
     if dominator is not None:
         return (
-            f"dominated by {dominator.quantization}: no worse in KL divergence and bytes,"
+            f"dominated by {dominator.label}: no worse in KL divergence and bytes,"
             " nor slower beyond timing noise, better in at least one"
         )
     objective = ranking.device_class.objective
     if ranking.key(loser) < ranking.key(chosen):
         first = "best" if loser is ranking.best_first()[0] else "better"
         return (
-            f"{first} {objective.value}, but {chosen.quantization}"
+            f"{first} {objective.value}, but {chosen.label}"
             f" {_closeness(ranking, chosen)} and serves other classes too"
         )
     mine, theirs = (objective_text(ranking, c) for c in (loser, chosen))
     if objective is not Objective.SPEED:
-        return f"worse {objective.value}: {mine}, against {theirs} of {chosen.quantization}"
+        return f"worse {objective.value}: {mine}, against {theirs} of {chosen.label}"
     if not ranking.surely_faster(loser):
         return (
-            f"timing cannot tell it from {chosen.quantization} ({mine}, against {theirs}),"
+            f"timing cannot tell it from {chosen.label} ({mine}, against {theirs}),"
             f" which is closer to the reference: KL divergence {_kld(chosen):.4f} nats,"
             f" against {_kld(loser):.4f}"
         )
     fastest = ranking.fastest
     return (
-        f"worse speed: {mine}; {fastest.quantization} makes at least"
+        f"worse speed: {mine}; {fastest.label} makes at least"
         f" {ranking.decode(fastest).low:.1f}"
     )
 
@@ -78,7 +78,7 @@ def _sharing_reason(ranking: Ranking, chosen: Candidate, figure: str) -> str:
     compared = (
         f"({figure})"
         if best is chosen
-        else f"({figure}; {best.quantization}: {objective_text(ranking, best)})"
+        else f"({figure}; {best.label}: {objective_text(ranking, best)})"
     )
     return (
         f"{_closeness(ranking, chosen)} of {what} {compared}, and one variant fewer to ship"

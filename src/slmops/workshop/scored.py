@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from slmops.domain.ids import Digest
 from slmops.domain.release import Fidelity
-from slmops.workshop.artefacts import Artefact, quantize_candidate
+from slmops.workshop.artefacts import Artefact, Making
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.evaluate import (
     Scoring,
@@ -34,8 +34,8 @@ class Scored:
     """The reference's golden answers."""
 
 
-def quantize_and_score(build: BuildContext, names: Sequence[str]) -> Scored:
-    """Run the stage for some quantizations.
+def quantize_and_score(build: BuildContext, makings: Sequence[Making]) -> Scored:
+    """Run the stage for some candidates; labels differ.
 
     Raises:
         InvalidInputError: a damaged reference, a text that is too short, logits that
@@ -47,26 +47,24 @@ def quantize_and_score(build: BuildContext, names: Sequence[str]) -> Scored:
     model = build.model.id
     with build.pool(1) as quantizer, build.pool() as scorers:
         reference = scorers.submit(score_reference, scoring, model)
-        made = {
-            name: quantizer.submit(quantize_candidate, build.bench, model, name)
-            for name in names
-        }
+        made = {m.label: quantizer.submit(m.quantize, build.bench) for m in makings}
         rows = [
             scorers.submit(_score_row, scoring, name, future, reference)
             for name, future in made.items()
         ]
-        rows.append(scorers.submit(_score_row, scoring, "reference", model, reference))
+        rows.append(scorers.submit(_score_reference, scoring, model, reference))
         prompts = golden_prompts(build.blueprint.golden, build.folder)
         goldens = Goldens(build=build)
         golden = goldens.record(prompts, build.blueprint.golden.answer_tokens)
-        if len(build.blueprint.candidates) == 1:
+        eligible = [m for m in makings if build.is_eligible(m)]
+        if len(eligible) == 1:
             # It will be chosen, or the build fails: a processor is free to ask it now.
-            (only,) = build.blueprint.candidates
+            only = eligible[0].label
             build.board.expect(1)
             goldens.ask(only, made[only].result().digest, golden)
         scores = dict(row.result() for row in rows)
         artefacts = [future.result() for future in made.values()]
-    artefacts.sort(key=lambda artefact: (-artefact.file.bytes, artefact.quantization))
+    artefacts.sort(key=lambda artefact: (-artefact.file.bytes, artefact.label))
     return Scored(
         artefacts=tuple(artefacts),
         fidelity={
@@ -90,9 +88,19 @@ def _scoring(build: BuildContext) -> Scoring:
 def _score_row(
     scoring: Scoring,
     name: str,
-    artefact: Digest | Future[Artefact],
+    future: Future[Artefact],
     reference: Future[Digest],
 ) -> tuple[Digest, Digest]:
     """Return a row's artefact and its scores."""
-    digest = artefact.result().digest if isinstance(artefact, Future) else artefact
-    return digest, score_candidate(scoring, name, digest, reference.result())
+    artefact = future.result()
+    digest, token_map = artefact.digest, artefact.making.token_map
+    scores = score_candidate(
+        scoring, name, digest, reference.result(), token_map=token_map
+    )
+    return digest, scores
+
+
+def _score_reference(
+    scoring: Scoring, model: Digest, reference: Future[Digest]
+) -> tuple[Digest, Digest]:
+    return model, score_candidate(scoring, "reference", model, reference.result())

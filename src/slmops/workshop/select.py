@@ -50,7 +50,7 @@ class _Contest:
     def acceptable(self) -> dict[str, float]:
         """Candidate → loss for what loses little enough, best first."""
         ranking = self.ranking
-        losses = {c.quantization: ranking.loss(c) for c in ranking.best_first()}
+        losses = {c.label: ranking.loss(c) for c in ranking.best_first()}
         return {name: loss for name, loss in losses.items() if loss <= MERGE_LOSS}
 
 
@@ -63,7 +63,7 @@ def select_variants(
 
     Args:
         classes: one or more.
-        candidates: with distinct quantizations, measured at every class's settings.
+        candidates: with distinct labels, measured at every class's settings.
         rules: floor and exceptions from it.
 
     Returns:
@@ -72,9 +72,9 @@ def select_variants(
     Raises:
         OverBudgetError: nothing fits a class; names the nearest miss and what it needs.
     """
-    by_name = {candidate.quantization: candidate for candidate in candidates}
+    by_name = {candidate.label: candidate for candidate in candidates}
     if len(by_name) != len(candidates):
-        raise InvalidInputError("candidates must have distinct quantizations")
+        raise InvalidInputError("candidates must have distinct labels")
     contests = []
     for device_class in classes:
         infeasible = {
@@ -150,10 +150,10 @@ def _selection(contest: _Contest, name: str, rules: SelectionRules) -> ClassSele
         quantization=name,
         digest=chosen.digest,
         reason=winning_reason(contest.ranking, chosen),
-        runner_up=next_best[0].quantization if next_best else None,
+        runner_up=next_best[0].label if next_best else None,
         rejected=tuple(
             Rejection(
-                quantization=other.quantization,
+                quantization=other.label,
                 reason=_why_not(contest, other, chosen),
             )
             for other in contest.candidates.values()
@@ -164,7 +164,7 @@ def _selection(contest: _Contest, name: str, rules: SelectionRules) -> ClassSele
 
 
 def _why_not(contest: _Contest, loser: Candidate, chosen: Candidate) -> str:
-    excesses = contest.infeasible.get(loser.quantization)
+    excesses = contest.infeasible.get(loser.label)
     if excesses:
         return "; ".join(excess.text for excess in excesses)
     return losing_reason(contest.ranking, loser, chosen)

@@ -180,7 +180,7 @@ class _Waiting:
 
 def _filled(artefacts: Sequence[Artefact]) -> Artefact:
     """Return the one whose context is filled: the control, which every build has."""
-    controls = [a for a in artefacts if a.quantization == CONTROL_QUANTIZATION]
+    controls = [a for a in artefacts if a.label == CONTROL_QUANTIZATION]
     return [*controls, *artefacts][0]
 
 

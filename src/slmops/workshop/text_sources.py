@@ -5,6 +5,7 @@ from pathlib import Path
 
 from slmops.domain.blueprint import EvaluationPlan, GoldenPlan
 from slmops.domain.errors import InvalidInputError, NotFoundError
+from slmops.domain.recipe import CalibrationPlan
 
 BUILTIN = "builtin"
 """Word in a blueprint for our own texts."""
@@ -28,6 +29,27 @@ def evaluation_text(plan: EvaluationPlan, folder: Path) -> str:
     return _read(plan.text, "evaluation.txt", folder, "evaluation.text")
 
 
+def calibration_text(plan: CalibrationPlan, folder: Path) -> str:
+    """Return the text that shows which weights matter.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidInputError: as `evaluation_text`.
+    """
+    return _read(plan.text, "calibration.txt", folder, "recipe.calibration.text")
+
+
+def read_data(path: Path) -> Path:
+    """Return the path of a JSONL file that exists; its lines are checked by who reads.
+
+    Raises:
+        NotFoundError: no such file.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"{path} does not exist")
+    return path
+
+
 def golden_prompts(plan: GoldenPlan, folder: Path) -> tuple[str, ...]:
     """Return the golden prompts, one from each line that is not blank.
 
@@ -48,7 +70,16 @@ def _read(name: str, builtin: str, folder: Path, where: str) -> str:
     if name == BUILTIN:
         texts = importlib.resources.files("slmops.workshop") / "texts"
         return (texts / builtin).read_text(encoding="utf-8")
-    path = folder / name
+    return read_text(folder / name, where)
+
+
+def read_text(path: Path, where: str) -> str:
+    """Return a text of the user's.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidInputError: not UTF-8, empty, or too large; names `where`.
+    """
     if not path.is_file():
         raise NotFoundError(f"{where}: {path} does not exist")
     if path.stat().st_size > MAX_TEXT_BYTES:

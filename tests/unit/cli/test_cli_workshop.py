@@ -12,7 +12,7 @@ from slmops.domain.blueprint import Blueprint
 from slmops.registry.workspace import DEFAULT_FOLDER, Workspace
 from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.wire.codec import load_yaml, to_plain
-from slmops.workshop.artefacts import quantize_candidate
+from slmops.workshop.artefacts import Making
 from slmops.workshop.board import Board
 from slmops.workshop.progress import silent
 from slmops.workshop.workbench import local_workbench
@@ -192,7 +192,7 @@ def test_plan_says_what_is_quantized_already(run: Run, tiny: Path) -> None:
     (model,) = json.loads(run("model", "list", "--json")[1])["models"]
     workspace = Workspace(root=Path(DEFAULT_FOLDER).absolute())
     with local_workbench(workspace, Board(progress=silent)) as bench:
-        quantize_candidate(bench, model["id"], "Q4_K_M")
+        Making(model=model["id"], quantization="Q4_K_M").quantize(bench)
     plan = json.loads(run("plan", "blueprint.yaml", "--json")[1])
     built = {c["quantization"] for c in plan["candidates"] if c["is_built"]}
     assert built == {"Q4_K_M"}

@@ -13,7 +13,7 @@ from slmops.domain.device import DeviceClass
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
 from slmops.testing.sample_release import sample_release
-from slmops.workshop.artefacts import Artefact
+from slmops.workshop.artefacts import Artefact, Making
 from slmops.workshop.board import Board
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.progress import Progress, silent
@@ -36,9 +36,10 @@ def echo_artefact(workspace: Workspace) -> EchoArtefact:
 
     def make(name: str = "Q4_0", **behaviour: object) -> Artefact:
         content = json.dumps({"echo": 1, **behaviour}).encode()
+        digest = BlobStore(workspace.blobs).put_bytes(content)
         return Artefact(
-            quantization=name,
-            digest=BlobStore(workspace.blobs).put_bytes(content),
+            making=Making(model=digest, quantization=name),
+            digest=digest,
             file=QuantizedFile(
                 bytes=len(content), parameters=1, tensor_types={}, tensors=()
             ),

@@ -9,9 +9,9 @@ from slmops.registry.workspace import Workspace
 from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.workshop.artefacts import (
     Artefact,
+    Making,
     built_quantizations,
     on_grid,
-    quantize_candidate,
 )
 from slmops.workshop.board import Board
 from slmops.workshop.models import import_model
@@ -23,7 +23,9 @@ from slmops.workshop.workbench import local_workbench
 
 def artefact(name: str, types: dict[str, int]) -> Artefact:
     file = QuantizedFile(bytes=1, parameters=1, tensor_types=types, tensors=())
-    return Artefact(quantization=name, digest=Digest("sha256:" + "0" * 64), file=file)
+    digest = Digest("sha256:" + "0" * 64)
+    making = Making(model=digest, quantization=name)
+    return Artefact(making=making, digest=digest, file=file)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_a_quantized_candidate_is_known_and_damaged_it_is_made_again(
 
     def quantized() -> tuple[Artefact, bool]:
         with local_workbench(workspace, Board(progress=silent)) as bench:
-            made = quantize_candidate(bench, model.id, "Q4_0")
+            made = Making(model=model.id, quantization="Q4_0").quantize(bench)
         return made, bench.runner.timings[0].reused
 
     names = ("Q4_0", "Q8_0")

@@ -18,7 +18,7 @@ from slmops.runtimes.worker import start_worker
 from slmops.testing.sample_build import SAMPLE_FIGURES, sample_candidate
 from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.workshop import memory
-from slmops.workshop.artefacts import Artefact
+from slmops.workshop.artefacts import Artefact, Making
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.memory import (
     ContextGrowth,
@@ -71,7 +71,9 @@ def tiny(workspace: Workspace, tmp_path: Path) -> Artefact:
     file = QuantizedFile(
         bytes=path.stat().st_size, parameters=1, tensor_types={}, tensors=()
     )
-    return Artefact(quantization="F16", digest=digest, file=file)
+    return Artefact(
+        making=Making(model=digest, quantization="F16"), digest=digest, file=file
+    )
 
 
 @pytest.fixture

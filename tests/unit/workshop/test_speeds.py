@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from slmops.domain.device import DeviceClass
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import Digest
-from slmops.workshop.artefacts import Artefact
+from slmops.workshop.artefacts import Artefact, Making
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.quantize import QuantizedFile
 from slmops.workshop.speeds import (
@@ -34,7 +34,9 @@ def echo_class(
 
 def artefact_of(size: int) -> Artefact:
     file = QuantizedFile(bytes=size, parameters=1, tensor_types={}, tensors=())
-    return Artefact(quantization="Q4_0", digest=NOTHING, file=file)
+    return Artefact(
+        making=Making(model=NOTHING, quantization="Q4_0"), digest=NOTHING, file=file
+    )
 
 
 def test_each_distinct_setting_is_measured_times_once_per_thread_count(

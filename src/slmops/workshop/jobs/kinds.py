@@ -19,6 +19,11 @@ _GGUF = (
     f"{_HERE}.gguf_writer",
     f"{_HERE}.model_shape",
 )
+_STRUCTURE = (
+    f"{_HERE}.structure.model_edit",
+    f"{_HERE}.structure.token_rules",
+    f"{_HERE}.precision.statistics_file",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +57,21 @@ KINDS: Mapping[str, JobKind] = {
             *_GGUF,
         ),
         packages=("libgguf", "gguf", "numpy"),
+    ),
+    "trim-vocabulary": JobKind(
+        function=f"{_HERE}.structure.vocabulary:trim_vocabulary",
+        code=(*_STRUCTURE, f"{_HERE}.structure.vocabulary", *_GGUF),
+        packages=("gguf", "numpy", "xllamacpp"),
+    ),
+    "prune-depth": JobKind(
+        function=f"{_HERE}.structure.depth:prune_depth",
+        code=(*_STRUCTURE, f"{_HERE}.structure.depth", f"{_HERE}.score_file", *_GGUF),
+        packages=("gguf", "numpy", "xllamacpp"),
+    ),
+    "prune-width": JobKind(
+        function=f"{_HERE}.structure.width:prune_width",
+        code=(*_STRUCTURE, f"{_HERE}.structure.width", *_GGUF),
+        packages=("gguf", "numpy"),
     ),
     "score reference": JobKind(
         function=f"{_HERE}.score_job:score_reference",

@@ -1,0 +1,1 @@
+"""A recipe put into practice: structures, precisions, and the search over them."""

@@ -1,0 +1,55 @@
+"""Candidates: every structure in every precision the recipe asks for."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from slmops.domain.blueprint import CONTROL_QUANTIZATION
+from slmops.workshop.artefacts import Making
+from slmops.workshop.search.structures import Levers, Structure
+
+
+def candidate_makings(
+    levers: Levers, structures: Sequence[Structure]
+) -> tuple[Making, ...]:
+    """Return all candidates of a build, the 8-bit control first; labels differ.
+
+    Args:
+        levers: of the build.
+        structures: the base first.
+    """
+    blueprint = levers.build.blueprint
+    found = [_control(structures[0])]
+    for structure in structures:
+        makings = _makings(levers, structure)
+        found += [each for each in makings if each.label != CONTROL_QUANTIZATION]
+    wanted = {making.label for making in found}
+    if CONTROL_QUANTIZATION not in blueprint.candidates:
+        wanted.discard(CONTROL_QUANTIZATION)
+    levers.build.eligible = frozenset(wanted)
+    return tuple(found)
+
+
+def _control(base: Structure) -> Making:
+    """Return the control: rounded to nearest, as everybody's 8-bit variant is."""
+    return Making(model=base.model, quantization=CONTROL_QUANTIZATION)
+
+
+def _makings(levers: Levers, structure: Structure) -> Iterator[Making]:
+    blueprint = levers.build.blueprint
+    plain = Making(
+        model=structure.model,
+        quantization=CONTROL_QUANTIZATION,
+        structure=structure.name,
+        steps=structure.steps,
+        token_map=structure.token_map,
+    )
+    calibration = blueprint.recipe.calibration
+    if calibration is not None:
+        plain = replace(
+            plain,
+            calibration=levers.text,
+            statistics=levers.statistics(structure.model),
+            rounding=calibration.rounding,
+        )
+    for name in dict.fromkeys(blueprint.candidates):
+        yield replace(plain, quantization=name)
