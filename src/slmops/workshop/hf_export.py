@@ -95,7 +95,7 @@ class _ConfigWriter:
             "max_position_embeddings": shape.context_tokens,
             "vocab_size": shape.vocabulary,
             "rms_norm_eps": self._number("attention.layer_norm_rms_epsilon", 1e-5),
-            "rope_theta": self._number("rope.freq_base", 10000.0),
+            "rope_theta": self._rope_base(),
             "rope_scaling": self._rope_scaling(),
             "hidden_act": "silu",
             "attention_bias": self._attention_bias(names),
@@ -117,7 +117,7 @@ class _ConfigWriter:
             "query_pre_attn_scalar": scale,
             "sliding_window": shape.window_tokens or shape.context_tokens,
             "layer_types": list(self._layer_types()),
-            "rope_local_base_freq": self._number("rope.freq_base_swa", 10000.0),
+            "rope_local_base_freq": 10000.0,
             "final_logit_softcapping": self._number("final_logit_softcapping", 0.0)
             or None,
             "attn_logit_softcapping": None,
@@ -153,12 +153,15 @@ class _ConfigWriter:
         # A file holds the factors, not what they were computed from.
         with self.header.path.open("rb") as file:
             stored = np.concatenate(list(read_rows(file, tensor))).ravel()
-        base = self._number("rope.freq_base", 10000.0)
+        base = self._rope_base()
         for scaling in LLAMA3_SCALINGS:
             factors = llama3_factors(scaling, base, 2 * stored.size)
             if np.allclose(stored, factors, rtol=1e-5):
                 return {"rope_type": "llama3", **scaling}
         return self._refuse("rope frequency factors of no known Llama 3 model")
+
+    def _rope_base(self) -> float:
+        return self._number("rope.freq_base", 10000.0)
 
     def _tokens(self) -> dict[str, int | None]:
         entries = {

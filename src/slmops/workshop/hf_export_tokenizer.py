@@ -5,7 +5,7 @@ BPE with byte fallback (``llama``). What counts is that the text that a model is
 runtime will cut it, so the rules are llama.cpp's: no normalization that it does not do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,14 +13,18 @@ from typing import Any, NoReturn
 from slmops.domain.errors import InvalidInputError
 from slmops.wire.codec import encode_json, encode_json_pretty
 from slmops.workshop.gguf_file import GgufHeader, MetadataEntry, Scalar
-from slmops.workshop.hf_tokenizer import (
+from slmops.workshop.hf_sentencepiece import (
     CONTROL,
+    MARK,
     NORMAL,
-    SPECIAL,
-    SPLIT_RULES,
+    UNKNOWN,
     UNUSED,
     USER_DEFINED,
+    Piece,
+    pieces_message,
+    score_merges,
 )
+from slmops.workshop.hf_tokenizer import SPECIAL, SPLIT_RULES
 
 _LETTERS = {
     "type": "ByteLevel",
@@ -29,7 +33,8 @@ _LETTERS = {
     "use_regex": True,
 }
 _DIGITS = {"type": "Digits", "individual_digits": True}
-_SPACE, _MARK = " ", "▁"
+_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": MARK}
+_SPACES_BACK = {"type": "Replace", "pattern": {"String": MARK}, "content": " "}
 
 Tree = dict[str, Any]
 
@@ -49,6 +54,8 @@ def export_tokenizer(header: GgufHeader, folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(encode_json(_tokenizer(vocabulary)))
     settings = _settings(header, vocabulary)
     (folder / "tokenizer_config.json").write_text(encode_json_pretty(settings))
+    if vocabulary.kind == "llama":
+        (folder / "tokenizer.model").write_bytes(_sentencepiece_file(vocabulary))
     template = header.text("tokenizer.chat_template")
     if template:
         (folder / "chat_template.jinja").write_text(template)
@@ -79,20 +86,27 @@ class _Vocabulary:
         for index, token in enumerate(self.tokens):
             if self.types[index] == UNUSED and token == f"[PAD{index}]":
                 continue
+            token = self.written(index)
             if token in ids:
                 self.refuse(f"token {token!r} is given twice")
             ids[token] = index
         return ids
 
+    def written(self, index: int) -> str:
+        """Return a token as ``tokenizer.json`` has it: SentencePiece marks spaces."""
+        token = self.tokens[index]
+        return token.replace(" ", MARK) if self.kind == "llama" else token
+
     def added(self) -> list[Tree]:
         return [
             {
                 "id": index,
-                "content": token,
+                "content": self.written(index),
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
-                "normalized": False,
+                # Looked for where spaces are marked already.
+                "normalized": self.written(index) != token,
                 "special": self.types[index] == CONTROL,
             }
             for index, token in enumerate(self.tokens)
@@ -112,21 +126,60 @@ class _Vocabulary:
 
 
 def _tokenizer(vocabulary: _Vocabulary) -> Tree:
+    if vocabulary.kind == "llama":
+        return _sentencepiece_tokenizer(vocabulary)
     if vocabulary.kind != "gpt2":
         vocabulary.refuse(
-            f"tokenizer {vocabulary.kind!r} cannot be exported; only gpt2 can"
+            f"tokenizer {vocabulary.kind!r} cannot be exported; only gpt2 and llama can"
         )
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": vocabulary.added(),
-        "normalizer": None,
-        "pre_tokenizer": _splitting(vocabulary),
-        "post_processor": _post_processor(vocabulary, _LETTERS),
-        "decoder": _LETTERS,
-        "model": _byte_level_model(vocabulary),
-    }
+    return _Document(
+        added_tokens=vocabulary.added(),
+        pre_tokenizer=_splitting(vocabulary),
+        post_processor=_post_processor(vocabulary, _LETTERS),
+        decoder=_LETTERS,
+        model=_byte_level_model(vocabulary),
+    ).tree()
+
+
+def _sentencepiece_tokenizer(vocabulary: _Vocabulary) -> Tree:
+    prefix = vocabulary.header.find("tokenizer.ggml.add_space_prefix")
+    if prefix is None or prefix.scalar():
+        vocabulary.refuse("a SentencePiece tokenizer that begins texts with a space")
+    return _Document(
+        added_tokens=vocabulary.added(),
+        normalizer=_SPACES,
+        post_processor=_post_processor(vocabulary, None),
+        decoder={
+            "type": "Sequence",
+            "decoders": [_SPACES_BACK, {"type": "ByteFallback"}, {"type": "Fuse"}],
+        },
+        model=_sentencepiece_model(vocabulary),
+    ).tree()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Document:
+    """The parts of a ``tokenizer.json``."""
+
+    added_tokens: list[Tree]
+    model: Tree
+    decoder: Tree
+    post_processor: Tree | None
+    normalizer: Tree | None = None
+    pre_tokenizer: Tree | None = None
+
+    def tree(self) -> Tree:
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": self.added_tokens,
+            "normalizer": self.normalizer,
+            "pre_tokenizer": self.pre_tokenizer,
+            "post_processor": self.post_processor,
+            "decoder": self.decoder,
+            "model": self.model,
+        }
 
 
 def _splitting(vocabulary: _Vocabulary) -> Tree:
@@ -159,6 +212,29 @@ def _byte_level_model(vocabulary: _Vocabulary) -> Tree:
                 f"merge {merge!r} needs {missing[0]!r}, which is not in the vocabulary"
             )
         merges.append([left, right])
+    # llama.cpp looks a whole word up before it merges, for Llama 3 alone.
+    whole_words = vocabulary.header.text("tokenizer.ggml.pre") == "llama-bpe"
+    return _bpe(ids, merges) | {"ignore_merges": whole_words}
+
+
+def _sentencepiece_model(vocabulary: _Vocabulary) -> Tree:
+    scores = _scores(vocabulary)
+    joined = {
+        vocabulary.tokens[index]: score
+        for index, score in enumerate(scores)
+        if vocabulary.types[index] == NORMAL
+    }
+    unknown = vocabulary.special("unknown")
+    if unknown is None and UNKNOWN in vocabulary.types:
+        unknown = list(vocabulary.types).index(UNKNOWN)
+    return _bpe(vocabulary.ids(), list(score_merges(joined))) | {
+        "unk_token": None if unknown is None else vocabulary.tokens[unknown],
+        "fuse_unk": True,
+        "byte_fallback": True,
+    }
+
+
+def _bpe(ids: Mapping[str, int], merges: list[list[str]]) -> Tree:
     return {
         "type": "BPE",
         "dropout": None,
@@ -167,11 +243,33 @@ def _byte_level_model(vocabulary: _Vocabulary) -> Tree:
         "end_of_word_suffix": None,
         "fuse_unk": False,
         "byte_fallback": False,
-        # llama.cpp looks a whole word up before it merges, for Llama 3 alone.
-        "ignore_merges": vocabulary.header.text("tokenizer.ggml.pre") == "llama-bpe",
+        "ignore_merges": False,
         "vocab": ids,
         "merges": merges,
     }
+
+
+def _sentencepiece_file(vocabulary: _Vocabulary) -> bytes:
+    scores = _scores(vocabulary)
+    special = {short: vocabulary.special(name) for short, name in SPECIAL.items()}
+    pieces = [
+        Piece(
+            text=vocabulary.written(index),
+            score=score,
+            # SentencePiece wants its one unknown token to be marked as that.
+            kind=UNKNOWN if index == special["unk"] else vocabulary.types[index],
+        )
+        for index, score in enumerate(scores)
+    ]
+    ids = {short: index for short, index in special.items() if index is not None}
+    return pieces_message(pieces, ids)
+
+
+def _scores(vocabulary: _Vocabulary) -> list[float]:
+    scores = [float(score) for score in _items(vocabulary.header, "scores")]
+    if not scores:
+        vocabulary.refuse("tokenizer.ggml.scores is missing")
+    return scores
 
 
 def _post_processor(vocabulary: _Vocabulary, otherwise: Tree | None) -> Tree | None:

@@ -1,20 +1,19 @@
 """A model in a Hugging Face checkpoint folder: safetensors, config and tokenizer.
 
-Covers Llama (SmolLM2, Mistral without sliding window), Qwen2 and Qwen3 with byte-level
-BPE vocabularies. Names come from gguf's own map. llama.cpp rotates neighbouring
-channels where Hugging Face rotates halves, so the query and key rows of the ``llama``
-architecture are reordered; Qwen's are not.
+Covers Llama (SmolLM2, Mistral without sliding window), Qwen2, Qwen3 and the text models
+of Gemma 3. Names come from gguf's own map. llama.cpp rotates neighbouring channels
+where Hugging Face rotates halves, so the query and key rows of the ``llama``
+architecture are reordered; others' are not. Gemma stores how far a norm's weight is
+from 1, llama.cpp the weight. `hf_export` is the way back.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import Digest
@@ -22,32 +21,16 @@ from slmops.registry.blobs import file_digest
 from slmops.wire.codec import document_digest
 from slmops.workshop.gguf_file import GgufHeader, MetadataEntry, TensorEntry
 from slmops.workshop.gguf_writer import metadata_entry
+from slmops.workshop.hf_config import ConfigReader
 from slmops.workshop.hf_files import CheckpointFolder
 from slmops.workshop.hf_names import interleaved_rows
-from slmops.workshop.hf_rope import llama3_factors
 from slmops.workshop.hf_tokenizer import tokenizer_files, tokenizer_metadata
 from slmops.workshop.model_shape import ModelShape, read_shape
 from slmops.workshop.quantize import Matrix
 from slmops.workshop.reference import ReferenceSource
 from slmops.workshop.safetensors_file import StoredTensor, read_safetensors
 
-_ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-_SIZES = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-}
-_MAX_SIZE = 1 << 24
 _ROPE_FACTORS = "rope_freqs.weight"
-
-Tree = Mapping[str, Any]
 
 
 def open_checkpoint(path: Path, *, trusted_root: Path | None = None) -> ReferenceSource:
@@ -66,7 +49,7 @@ def open_checkpoint(path: Path, *, trusted_root: Path | None = None) -> Referenc
         raise InvalidInputError(
             f"{path}: config.json is missing: this is no checkpoint"
         )
-    settings = _ConfigReader(path, config)
+    settings = ConfigReader(path, config)
     weights = folder.weight_files()
     name = path.resolve().name
     metadata = (
@@ -91,118 +74,8 @@ def open_checkpoint(path: Path, *, trusted_root: Path | None = None) -> Referenc
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _ConfigReader:
-    path: Path
-    config: Tree
-
-    @property
-    def architecture(self) -> str:
-        names = self.config.get("architectures") or ["(none)"]
-        name = str(names[0])
-        if name not in _ARCHITECTURES:
-            self._refuse(
-                f"architecture {name!r} is not supported; supported are"
-                f" {', '.join(_ARCHITECTURES)}"
-            )
-        if self.config.get("quantization_config"):
-            self._refuse("the checkpoint is quantized; import the full-precision one")
-        if name == "MistralForCausalLM" and self.config.get("sliding_window"):
-            self._refuse("sliding-window attention is not supported")
-        return _ARCHITECTURES[name]
-
-    @property
-    def is_tied(self) -> bool:
-        return bool(self.config.get("tie_word_embeddings", False))
-
-    @property
-    def layers(self) -> int:
-        return self._size("num_hidden_layers")
-
-    def metadata(self) -> tuple[MetadataEntry, ...]:
-        prefix = self.architecture
-        sizes = {key: self._size(name) for key, name in _SIZES.items()}
-        heads = sizes["attention.head_count"]
-        sizes["attention.head_count_kv"] = self._size("num_key_value_heads", heads)
-        head_width = self._size("head_dim", sizes["embedding_length"] // heads)
-        sizes |= {"vocab_size": self._size("vocab_size")}
-        sizes |= {"rope.dimension_count": head_width}
-        if head_width * heads != sizes["embedding_length"]:
-            sizes |= {"attention.key_length": head_width}
-            sizes |= {"attention.value_length": head_width}
-        numbers = {
-            "attention.layer_norm_rms_epsilon": self._number("rms_norm_eps", 1e-6),
-            "rope.freq_base": self._rope_base(),
-        }
-        return (
-            *(metadata_entry(f"{prefix}.{k}", v, "UINT32") for k, v in sizes.items()),
-            *(
-                metadata_entry(f"{prefix}.{k}", v, "FLOAT32")
-                for k, v in numbers.items()
-            ),
-            *self._linear_scaling(prefix),
-        )
-
-    def rope_factors(self) -> npt.NDArray[np.float32] | None:
-        """Divisors of the rotation frequencies, as Llama 3 stretches its context."""
-        rope = self._rope()
-        if self._rope_kind(rope) != "llama3":
-            return None
-        width = self._size("head_dim", self._size("hidden_size") // self._heads())
-        return llama3_factors(rope, self._rope_base(), width)
-
-    def _linear_scaling(self, prefix: str) -> tuple[MetadataEntry, ...]:
-        rope = self._rope()
-        if self._rope_kind(rope) != "linear":
-            return ()
-        return (
-            metadata_entry(f"{prefix}.rope.scaling.type", "linear", "STRING"),
-            metadata_entry(
-                f"{prefix}.rope.scaling.factor", float(rope["factor"]), "FLOAT32"
-            ),
-        )
-
-    def _rope(self) -> Tree:
-        # transformers 5 writes rope_parameters where 4 wrote rope_scaling.
-        rope = self.config.get("rope_parameters") or self.config.get("rope_scaling")
-        return rope if isinstance(rope, dict) else {}
-
-    def _rope_kind(self, rope: Tree) -> str:
-        kind = str(rope.get("rope_type") or rope.get("type") or "default")
-        if kind not in {"default", "linear", "llama3"}:
-            self._refuse(f"rope scaling {kind!r} is not supported")
-        return kind
-
-    def _rope_base(self) -> float:
-        inner = self._rope().get("rope_theta")
-        base = inner if inner is not None else self.config.get("rope_theta", 10000.0)
-        if not isinstance(base, int | float) or not 1 < base < math.inf:
-            self._refuse(f"rope_theta must be a number > 1, got {base!r}")
-        return float(base)
-
-    def _heads(self) -> int:
-        return self._size("num_attention_heads")
-
-    def _size(self, key: str, default: int | None = None) -> int:
-        value = self.config.get(key)
-        value = default if value is None else value
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not 1 <= value <= _MAX_SIZE:  # type: ignore[operator]
-            self._refuse(f"{key} must be 1 to {_MAX_SIZE}, got {value!r}")
-        return int(value)  # type: ignore[arg-type]
-
-    def _number(self, key: str, default: float) -> float:
-        value = self.config.get(key, default)
-        if not isinstance(value, int | float) or not 0 < value < 1:
-            self._refuse(f"{key} must be in (0, 1), got {value!r}")
-        return float(value)
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise InvalidInputError(f"{self.path / 'config.json'}: {reason}")
-
-
 def _named(
-    path: Path, settings: _ConfigReader, weights: tuple[Path, ...]
+    path: Path, settings: ConfigReader, weights: tuple[Path, ...]
 ) -> dict[TensorEntry, StoredTensor | None]:
     """Return tensors by GGUF entry, embedding first; None for a computed one."""
     found = _found(path, settings, weights)
@@ -222,7 +95,7 @@ def _named(
 
 
 def _found(
-    path: Path, settings: _ConfigReader, weights: tuple[Path, ...]
+    path: Path, settings: ConfigReader, weights: tuple[Path, ...]
 ) -> dict[str, StoredTensor]:
     kind = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kind[settings.architecture], settings.layers)
@@ -266,7 +139,7 @@ def _check(
 
 def _reader(
     stored: Mapping[TensorEntry, StoredTensor | None],
-    settings: _ConfigReader,
+    settings: ConfigReader,
     shape: ModelShape,
 ) -> Callable[[TensorEntry], Iterator[Matrix]]:
     heads = {"attn_q": shape.heads, "attn_k": shape.kv_heads}
@@ -280,6 +153,9 @@ def _reader(
         elif shape.architecture == "llama" and part in heads:
             rows = np.concatenate(list(source.rows()))
             yield interleaved_rows(rows, heads[part])
+        elif shape.architecture == "gemma3" and part.endswith("_norm"):
+            for rows in source.rows():
+                yield rows + np.float32(1)
         else:
             yield from source.rows()
 

@@ -1,11 +1,14 @@
-"""A Hugging Face ``tokenizer.json`` as GGUF metadata: byte-level BPE vocabularies.
+"""A Hugging Face ``tokenizer.json`` as GGUF metadata.
+
+Byte-level BPE vocabularies, and SentencePiece ones that are written as BPE with byte
+fallback (see `hf_sentencepiece`).
 
 llama.cpp has the splitting rules of known tokenizers built in, and a file names which.
 The name follows from the ``pre_tokenizer`` part, and an unknown one is refused: with
 the wrong rules a model loads, and answers worse without anyone being told.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,9 +16,19 @@ from slmops.domain.errors import InvalidInputError
 from slmops.workshop.gguf_file import MetadataEntry
 from slmops.workshop.gguf_writer import metadata_entry
 from slmops.workshop.hf_files import CheckpointFolder
+from slmops.workshop.hf_sentencepiece import (
+    ADDED_SCORE,
+    BYTE,
+    CONTROL,
+    MARK,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    is_byte,
+    ranked_scores,
+    read_pieces,
+)
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-"""What a token is, as ``tokenizer.ggml.token_type`` counts it."""
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -58,16 +71,17 @@ class _TokenizerReader:
     def read(self) -> tuple[MetadataEntry, ...]:
         model = self._tokenizer.get("model")
         if not isinstance(model, dict) or model.get("type") != "BPE":
-            self._refuse("only byte-level BPE tokenizers are supported")
-        pre = self._pre_tokenizer()
+            self._refuse(
+                "only BPE tokenizers are supported: byte-level BPE or with byte fallback"
+            )
         tokens, kinds = self._vocabulary(model)
         ids = {token: index for index, token in enumerate(tokens)}
+        if model.get("byte_fallback"):
+            kind = self._sentencepiece(model, tokens, kinds)
+        else:
+            kind = self._byte_level(model, tokens, kinds)
         entries = [
-            metadata_entry("tokenizer.ggml.model", "gpt2", "STRING"),
-            metadata_entry("tokenizer.ggml.pre", pre, "STRING"),
-            metadata_entry("tokenizer.ggml.tokens", tokens, "STRING"),
-            metadata_entry("tokenizer.ggml.token_type", kinds, "INT32"),
-            metadata_entry("tokenizer.ggml.merges", self._merges(model), "STRING"),
+            *kind,
             *self._special_tokens(ids),
             metadata_entry("tokenizer.ggml.add_bos_token", self._adds_bos(), "BOOL"),
             metadata_entry("tokenizer.ggml.add_space_prefix", value=False, kind="BOOL"),
@@ -78,6 +92,56 @@ class _TokenizerReader:
                 metadata_entry("tokenizer.chat_template", template, "STRING")
             )
         return tuple(entries)
+
+    def _byte_level(
+        self, model: Tree, tokens: list[str], kinds: list[int]
+    ) -> Iterator[MetadataEntry]:
+        yield metadata_entry("tokenizer.ggml.model", "gpt2", "STRING")
+        yield metadata_entry("tokenizer.ggml.pre", self._pre_tokenizer(), "STRING")
+        yield metadata_entry("tokenizer.ggml.tokens", tokens, "STRING")
+        yield metadata_entry("tokenizer.ggml.token_type", kinds, "INT32")
+        yield metadata_entry("tokenizer.ggml.merges", self._merges(model), "STRING")
+
+    def _sentencepiece(
+        self, model: Tree, tokens: list[str], kinds: list[int]
+    ) -> Iterator[MetadataEntry]:
+        replace = self._tokenizer.get("normalizer") or {}
+        if replace.get("type") != "Replace" or replace.get("content") != MARK:
+            self._refuse(
+                "the normalizer of a SentencePiece tokenizer must replace spaces"
+            )
+        scores = self._scores(model, tokens)
+        for index, token in enumerate(tokens):
+            if kinds[index] == NORMAL and is_byte(token):
+                kinds[index] = BYTE
+            elif kinds[index] == USER_DEFINED:
+                if token.startswith("<unused"):
+                    # Never in a text: llama.cpp's converter takes them for control too.
+                    kinds[index] = CONTROL
+                # llama.cpp looks for them in the text as it comes.
+                tokens[index] = token.replace(MARK, " ")
+            if kinds[index] in {CONTROL, USER_DEFINED}:
+                scores[index] = ADDED_SCORE
+        yield metadata_entry("tokenizer.ggml.model", "llama", "STRING")
+        yield metadata_entry("tokenizer.ggml.pre", "default", "STRING")
+        yield metadata_entry("tokenizer.ggml.tokens", tokens, "STRING")
+        yield metadata_entry("tokenizer.ggml.scores", scores, "FLOAT32")
+        yield metadata_entry("tokenizer.ggml.token_type", kinds, "INT32")
+
+    def _scores(self, model: Tree, tokens: list[str]) -> list[float]:
+        path = self._folder.file("tokenizer.model")
+        if path is None:
+            scores = ranked_scores(dict(self._pairs(model)), self._merges(model))
+            return scores + [ADDED_SCORE] * (len(tokens) - len(scores))
+        pieces = read_pieces(path)[: len(tokens)]
+        for index, piece in enumerate(pieces):
+            if piece.kind == NORMAL and tokens[index] != piece.text:
+                self._refuse(
+                    f"token {index} must be {piece.text!r} as in tokenizer.model,"
+                    f" got {tokens[index]!r}"
+                )
+        scores = [piece.score for piece in pieces]
+        return scores + [ADDED_SCORE] * (len(tokens) - len(scores))
 
     def _pre_tokenizer(self) -> str:
         part = self._tokenizer.get("pre_tokenizer") or {}
@@ -183,6 +247,7 @@ def tokenizer_files(folder: Path) -> tuple[str, ...]:
     names = (
         "tokenizer.json",
         "tokenizer_config.json",
+        "tokenizer.model",
         "chat_template.jinja",
         "chat_template.json",
     )

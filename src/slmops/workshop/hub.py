@@ -21,6 +21,7 @@ ALLOWED_FILES = (
     "*.safetensors.index.json",
     "*.json",
     "*.jinja",
+    "tokenizer.model",
     "*.txt",
     "README.md",
     "LICENSE*",

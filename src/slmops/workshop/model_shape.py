@@ -35,7 +35,7 @@ _LIMITS = {
     "attention.head_count": 4096,
     "feed_forward_length": 1 << 20,
 }
-_GLOBAL_EVERY = {"gemma2": 2, "gemma3": 6, "olmo2": 4}
+GLOBAL_EVERY = {"gemma2": 2, "gemma3": 6, "olmo2": 4}
 """Every so many layers one attends to the whole context, where there is a window."""
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _BLOCK_PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
@@ -122,7 +122,7 @@ class _ShapeReader:
             merges=merges.length if merges is not None else 0,
             window_tokens=window,
             windowed_layers=self._windowed(sizes["block_count"]) if window else 0,
-            global_every=_GLOBAL_EVERY.get(self._architecture, 0) if window else 0,
+            global_every=GLOBAL_EVERY.get(self._architecture, 0) if window else 0,
         )
         self._check_tensors(shape)
         return shape
@@ -140,7 +140,7 @@ class _ShapeReader:
         return value
 
     def _windowed(self, layers: int) -> int:
-        every = _GLOBAL_EVERY.get(self._architecture)
+        every = GLOBAL_EVERY.get(self._architecture)
         return layers - layers // every if every else 0
 
     def _number(self, entry: MetadataEntry) -> int:
