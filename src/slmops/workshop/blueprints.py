@@ -6,10 +6,18 @@ from pathlib import Path
 
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.errors import ConflictError, InvalidInputError
+from slmops.domain.recipe import Recipe
 from slmops.runtimes.base import runtime_names
-from slmops.wire.codec import encode_json_pretty, json_schema, load_yaml
+from slmops.wire.codec import encode_json_pretty, json_schema
+from slmops.workshop.fragments import IMPORT, Resolved, resolve_blueprint
 from slmops.workshop.mixes import find_mix
-from slmops.workshop.text_sources import evaluation_text, golden_prompts
+from slmops.workshop.text_sources import (
+    calibration_text,
+    evaluation_text,
+    golden_prompts,
+    read_data,
+    read_text,
+)
 
 BLUEPRINT_FILE = "blueprint.yaml"
 SCHEMA_FILE = "blueprint.schema.json"
@@ -24,7 +32,17 @@ def load_blueprint(path: Path) -> Blueprint:
         InvalidInputError: naming the path inside, what was expected and what came.
         NotFoundError: a text it names does not exist.
     """
-    blueprint = load_yaml(path, Blueprint)
+    return load_resolved(path).blueprint
+
+
+def load_resolved(path: Path) -> Resolved:
+    """Read a blueprint as `load_blueprint`, and say which fragments it imported."""
+    resolved = resolve_blueprint(path)
+    _check_named(resolved.blueprint, path)
+    return resolved
+
+
+def _check_named(blueprint: Blueprint, path: Path) -> None:
     for index, candidate in enumerate(blueprint.candidates):
         try:
             find_mix(candidate)
@@ -39,7 +57,22 @@ def load_blueprint(path: Path) -> Blueprint:
             )
     evaluation_text(blueprint.evaluation, path.parent)
     golden_prompts(blueprint.golden, path.parent)
-    return blueprint
+    _check_recipe(blueprint.recipe, path.parent)
+
+
+def _check_recipe(recipe: Recipe, folder: Path) -> None:
+    if recipe.calibration is not None:
+        calibration_text(recipe.calibration, folder)
+    steps = [step for plan in recipe.structures for step in plan.steps]
+    for step in (*recipe.prepare, *steps):
+        lever = step.lever
+        text = getattr(lever, "text", None)
+        if text is not None:
+            read_text(folder / text, f"{step.name}.text")
+        for name in ("data", "validation"):
+            given = getattr(lever, name, None)
+            if given is not None:
+                read_data(folder / given, f"{step.name}.{name}")
 
 
 def write_blueprint(folder: Path, model: str) -> tuple[Path, Path]:
@@ -74,4 +107,11 @@ def write_blueprint(folder: Path, model: str) -> tuple[Path, Path]:
 
 def blueprint_schema() -> str:
     """Return the JSON Schema of a blueprint, as text."""
-    return encode_json_pretty(json_schema(Blueprint))
+    schema = json_schema(Blueprint)
+    # Resolved while reading: no field of the document.
+    schema["$defs"]["Recipe"]["properties"][IMPORT] = {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "Paths of recipes to start from, relative to this file.",
+    }
+    return encode_json_pretty(schema)

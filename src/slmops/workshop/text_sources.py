@@ -39,14 +39,14 @@ def calibration_text(plan: CalibrationPlan, folder: Path) -> str:
     return _read(plan.text, "calibration.txt", folder, "recipe.calibration.text")
 
 
-def read_data(path: Path) -> Path:
+def read_data(path: Path, where: str) -> Path:
     """Return the path of a JSONL file that exists; its lines are checked by who reads.
 
     Raises:
-        NotFoundError: no such file.
+        NotFoundError: no such file; names `where`.
     """
     if not path.is_file():
-        raise NotFoundError(f"{path} does not exist")
+        raise NotFoundError(f"{where}: {path} does not exist")
     return path
 
 

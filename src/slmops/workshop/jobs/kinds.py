@@ -8,6 +8,7 @@ is reused that today's code would compute differently.
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import cast
 
 from slmops.domain.errors import NotFoundError
@@ -40,6 +41,14 @@ class JobKind:
     """Whether it runs the model in the runtime its parameter ``runtime`` names."""
     wide: bool = False
     """Whether it may use every processor; else it keeps to one, so several run."""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the packages it leans on are all here."""
+        try:
+            return all(metadata.version(package) for package in self.packages)
+        except metadata.PackageNotFoundError:
+            return False
 
     def load(self) -> JobFunction:
         """Import and return the function."""

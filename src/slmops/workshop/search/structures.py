@@ -5,9 +5,8 @@ Every lever takes a 16-bit GGUF file and gives one. A structure also remembers i
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import Digest
@@ -266,21 +265,11 @@ class Levers:
     def _data(self, name: str) -> Digest:
         # Copied, not linked: the user's file may change, a blob may not.
         with (
-            read_data(self.build.folder / name).open("rb") as data,
+            read_data(self.build.folder / name, "data").open("rb") as data,
             self.build.blobs.writer() as writer,
         ):
             shutil.copyfileobj(data, writer.file)
         return writer.digest
-
-
-def files_of(steps: Sequence[RecipeStep], folder: Path) -> Iterator[Path]:
-    """Yield the texts and data that steps read."""
-    for step in steps:
-        lever = step.lever
-        for name in ("text", "data", "validation"):
-            given = getattr(lever, name, None)
-            if given is not None:
-                yield folder / given
 
 
 def _one(number: int | tuple[int, ...]) -> int:
