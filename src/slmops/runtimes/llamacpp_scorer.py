@@ -7,7 +7,7 @@ compared before anything is loaded, so that drift is an error and never garbage.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import (
     POINTER,
     c_bool,
@@ -174,7 +174,7 @@ class LlamaCppScorer:
         self._model: int | None = None
         self._context: int | None = None
         self._limit = settings.context_tokens
-        self._lib = _load_library()
+        self._lib = load_library()
         self._model = self._lib.llama_model_load_from_file(
             str(artefact).encode(), _model_params(self._lib)
         )
@@ -183,7 +183,7 @@ class LlamaCppScorer:
                 f"{artefact.name}: llama.cpp refused it: {_last_error}"
             )
         self._context = self._lib.llama_init_from_model(
-            self._model, _context_params(self._lib, settings)
+            self._model, self._context_params(settings)
         )
         if not self._context:
             self.close()
@@ -231,18 +231,24 @@ class LlamaCppScorer:
         """
         import numpy as np
 
-        self._check(tokens)
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
         scores = np.empty((len(tokens), self.vocabulary), np.float32)
-        for begin in range(0, len(tokens), _BATCH_TOKENS):
-            part = tokens[begin : begin + _BATCH_TOKENS]
-            self._decode(part, begin)
-            for row in range(len(part)):
+        for begin, count in self._decoded(tokens):
+            for row in range(count):
                 found = self._lib.llama_get_logits_ith(self._context, row)
                 if not found:
                     raise UnavailableError(f"llama.cpp gave no logits: {_last_error}")
                 scores[begin + row] = np.ctypeslib.as_array(found, (self.vocabulary,))
         return scores
+
+    def decode_window(self, tokens: Sequence[int]) -> None:
+        """Run one window from empty context for what an evaluation callback sees of it.
+
+        Raises:
+            InvalidInputError: as `logits`.
+            UnavailableError: the engine failed.
+        """
+        for _ in self._decoded(tokens):
+            pass
 
     def close(self) -> None:
         """Free the model; safe to repeat."""
@@ -251,6 +257,19 @@ class LlamaCppScorer:
         if self._model:
             self._lib.llama_model_free(self._model)
         self._context = self._model = None
+
+    def _context_params(self, settings: WorkerSettings) -> _ContextParams:
+        """Return how the context is made; a subclass may ask for more."""
+        return _context_params(self._lib, settings)
+
+    def _decoded(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Decode a window in batches; yields each one's begin and length."""
+        self._check(tokens)
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        for begin in range(0, len(tokens), _BATCH_TOKENS):
+            part = tokens[begin : begin + _BATCH_TOKENS]
+            self._decode(part, begin)
+            yield begin, len(part)
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not 1 <= len(tokens) <= self._limit:
@@ -279,7 +298,7 @@ class LlamaCppScorer:
             raise UnavailableError(f"llama_decode failed ({code}): {_last_error}")
 
 
-def _load_library() -> Any:  # noqa: ANN401 - functions are typed by _PROTOTYPES
+def load_library() -> Any:  # noqa: ANN401 - functions are typed by _PROTOTYPES
     """Load the extension's C symbols, quiet, with checked structures.
 
     Raises:
