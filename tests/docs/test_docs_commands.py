@@ -12,6 +12,7 @@ import pytest
 
 from slmops.cli.main import COMMANDS, app
 from slmops.cli.reference.commands import leaf_commands
+from slmops.cli.runnable_group import RunnableGroup
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -43,8 +44,11 @@ def parse(command: str) -> None:
         words = words[2:]
     found: click.Command | None = app
     while isinstance(found, click.Group) and not words[0].startswith("-"):
+        inner = found.get_command(click.Context(found), words[0])
+        if inner is None and isinstance(found, RunnableGroup):
+            break
         word = words.pop(0)
-        found = found.get_command(click.Context(found), word)
+        found = inner
         if found is None:
             raise click.UsageError(f"no command {word!r}")
     assert found is not None

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from slmops.cli import render
+from slmops.cli.build_show import compare, show
 from slmops.cli.card_figures import peak_figure, speed_remarks
+from slmops.cli.runnable_group import RunnableGroup
 from slmops.registry.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _output = click.option(
 )
 
 
-@click.command()
+@click.group(cls=RunnableGroup, no_args_is_help=False)
 @click.argument("blueprint", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--candidates",
@@ -113,6 +115,10 @@ def report(workspace: Workspace, build_id: str, output: Path, as_json: bool) -> 
         return
     _render(result)
     render.note(f"page: {files['page']}")
+
+
+build.add_command(show)
+build.add_command(compare)
 
 
 def _names(candidates: str | None) -> tuple[str, ...] | None:

@@ -10,7 +10,7 @@ from slmops.registry.workspace import Workspace
 from slmops.testing.sample_build import candidate_content, sample_build
 from slmops.testing.sample_release import SAMPLE_TIME, PublishedSample
 from slmops.workshop.build_result import BuildResult
-from slmops.workshop.builds import save_build
+from slmops.workshop.builds import load_build, save_build
 from slmops.workshop.releases import create_release
 
 
@@ -33,6 +33,8 @@ def released_build(
         ),
     )
     save_build(workspace, build)
+    # As the commands read it: 90 MiB given where a float belongs is 90.0 now.
+    build = load_build(workspace)
     keys = ReleaseKeys.load_or_create(workspace.keys, now=now)
     release, _ = create_release(workspace, build, keys, now)
     catalog = Catalog(workspace.registry, pinned_root=keys.root_json)

@@ -7,6 +7,7 @@ import click
 
 from slmops.cli.main import app
 from slmops.cli.reference.tables import WRITTEN, table
+from slmops.cli.runnable_group import RunnableGroup
 
 _HEAD = """\
 # Command line
@@ -25,8 +26,9 @@ def leaf_commands(
     command: click.Command, path: Sequence[str] = ()
 ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Yield every command that does something, with the words that call it."""
-    if not isinstance(command, click.Group):
+    if isinstance(command, RunnableGroup) or not isinstance(command, click.Group):
         yield tuple(path), command
+    if not isinstance(command, click.Group):
         return
     context = click.Context(command, info_name=" ".join(path))
     for name in command.list_commands(context):
@@ -66,7 +68,8 @@ def _usage(command: click.Command) -> str:
         for parameter in command.params
         if isinstance(parameter, click.Argument)
     ]
-    inner = ["COMMAND"] if isinstance(command, click.Group) else arguments
+    runs = isinstance(command, RunnableGroup) or not isinstance(command, click.Group)
+    inner = arguments if runs else ["COMMAND"]
     return " ".join(["[OPTIONS]", *inner])
 
 
