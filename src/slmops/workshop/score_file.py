@@ -13,7 +13,7 @@ percent of the mass.
 """
 
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ TOP_K = 256
 LEAST_WINDOWS = 2
 """Confidence bounds need two."""
 _TINY = 1e-30
+_OTHER_LENGTHS = frozenset({"tokens", "piece_ids", "piece_ends", "piece_bytes"})
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
@@ -47,6 +48,26 @@ class ReferenceScores:
     """(positions,) log of the mass of all other tokens; -inf where there is none."""
     nll: Floats
     """(positions,) negative log-likelihood of the true next token, nats."""
+    piece_ids: Integers = field(default_factory=lambda: np.zeros(0, np.int32))
+    """(pieces,) tokens that occur in `tokens` or `top_ids`, ascending."""
+    piece_ends: Integers = field(default_factory=lambda: np.zeros(0, np.int32))
+    """(pieces,) where each one's bytes end in `piece_bytes`."""
+    piece_bytes: npt.NDArray[np.uint8] = field(
+        default_factory=lambda: np.zeros(0, np.uint8)
+    )
+    """What the tokens write, one after the other: a candidate with other tokens is
+    matched by bytes."""
+
+    def pieces(self) -> dict[int, bytes]:
+        """Return what each token that occurs writes."""
+        begins = [0, *self.piece_ends.tolist()]
+        whole = self.piece_bytes.tobytes()
+        return {
+            token: whole[begin:end]
+            for token, begin, end in zip(
+                self.piece_ids.tolist(), begins, begins[1:], strict=False
+            )
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +173,7 @@ def divergence(
 def save_scores(scores: ReferenceScores | CandidateScores, path: Path) -> None:
     """Write an archive; equal scores give equal bytes."""
     arrays: dict[str, Any] = {
-        field.name: getattr(scores, field.name) for field in fields(scores)
+        each.name: getattr(scores, each.name) for each in fields(scores)
     }
     with path.open("wb") as file:
         np.savez(file, **arrays)
@@ -164,7 +185,7 @@ def load_scores(path: Path, kind: type[Scores]) -> Scores:
     Raises:
         InvalidInputError: damaged, or of another kind.
     """
-    wanted = {field.name for field in fields(kind)}
+    wanted = {each.name for each in fields(kind)}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if set(archive.files) != wanted:
@@ -178,11 +199,11 @@ def load_scores(path: Path, kind: type[Scores]) -> Scores:
         raise InvalidInputError(f"{path}: not a score archive: {error}") from None
     positions = len(arrays["nll"])
     for name, array in arrays.items():
-        if name != "tokens" and len(array) != positions:
+        if name not in _OTHER_LENGTHS and len(array) != positions:
             raise InvalidInputError(
                 f"{path}: {name} must have {positions} rows, got {len(array)}"
             )
-        if array.dtype.kind not in "fib":
+        if array.dtype.kind not in "fiub":
             raise InvalidInputError(f"{path}: {name} must be numbers")
     return kind(**arrays)
 

@@ -7,6 +7,7 @@ code as every candidate: what that row shows is the measurement's own noise.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,14 @@ from slmops.workshop.score_file import (
     log_softmax,
     save_scores,
     top_of,
+)
+from slmops.workshop.token_map import (
+    Matched,
+    carried_divergence,
+    filled,
+    load_token_map,
+    match_reference,
+    spread_losses,
 )
 
 SCORES = "scores"
@@ -56,6 +65,8 @@ def score_reference(job: Job) -> Mapping[str, Path]:
 def score_candidate(job: Job) -> Mapping[str, Path]:
     """Score input ``artefact`` against input ``reference``'s scores.
 
+    Optional input ``token_map`` (new id → old id) for an artefact with a part of the
+    reference's vocabulary; see `token_map` for how they are compared.
     Parameters: ``runtime``.
 
     Returns:
@@ -66,6 +77,8 @@ def score_candidate(job: Job) -> Mapping[str, Path]:
     """
     reference = load_scores(job.inputs["reference"], ReferenceScores)
     scorer = _open(job, reference.tokens.shape[1])
+    if "token_map" in job.inputs:
+        return _saved(job, _trimmed_scores(job, scorer, reference))
     if scorer.vocabulary <= int(reference.top_ids.max()):
         raise InvalidInputError(
             f"{job.inputs['artefact']}: vocabulary must be the reference's,"
@@ -91,6 +104,7 @@ def reference_scores(
         top_logprobs=np.concatenate(listed),
         rest_logprob=np.concatenate(rest),
         nll=np.concatenate(losses),
+        **_pieces(scorer, windows, *ids),
     )
 
 
@@ -119,6 +133,76 @@ def candidate_scores(
         same_top1=np.concatenate(sames),
         nll=np.concatenate(losses),
     )
+
+
+def matched_scores(
+    scorer: Scorer, reference: ReferenceScores, matched: Matched, report: Report
+) -> CandidateScores:
+    """Score a candidate with fewer tokens on the same bytes as the reference.
+
+    Positions are the reference's, so that figures compare with any other candidate's.
+    """
+    klds, sames, losses = [], [], []
+    rows = len(reference.nll) // len(matched.windows)
+    for index, window in enumerate(matched.windows):
+        logprobs, token_losses = _window_scores(scorer, window.tokens)
+        own = window.begins != -1
+        at = np.flatnonzero(own) + index * rows
+        predicting = logprobs[window.begins[own] - 1]
+        ids = reference.top_ids[at]
+        kld = carried_divergence(
+            (ids, reference.top_logprobs[at]),
+            reference.rest_logprob[at],
+            matched.carried,
+            predicting,
+        )
+        same = predicting.argmax(axis=1) == matched.carried[ids[:, 0]]
+        klds.append(filled(kld, window.begins))
+        sames.append(filled(same.astype(np.float32), window.begins) > 0)
+        losses.append(spread_losses(token_losses, window.begins))
+        report(index + 1, len(matched.windows))
+    return CandidateScores(
+        kld=np.concatenate(klds),
+        same_top1=np.concatenate(sames),
+        nll=np.concatenate(losses),
+    )
+
+
+def _trimmed_scores(
+    job: Job, scorer: Scorer, reference: ReferenceScores
+) -> CandidateScores:
+    token_map = load_token_map(job.inputs["token_map"], scorer.vocabulary)
+    matched = match_reference(reference, token_map, scorer)
+    if matched.longest > reference.tokens.shape[1]:
+        # The same bytes are more tokens now: a longer context holds them.
+        scorer.close()
+        scorer = _open(job, matched.longest)
+    return matched_scores(scorer, reference, matched, job.report)
+
+
+def _window_scores(
+    scorer: Scorer, tokens: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return (tokens, vocabulary) log-probabilities and (tokens,) losses; the first 0."""
+    logits: Floats = scorer.logits(tokens.tolist())
+    if not np.isfinite(logits).all():
+        raise InvalidInputError(
+            "the model's logits are not finite: its weights are bad"
+        )
+    logprobs = log_softmax(logits)
+    losses = np.zeros(len(tokens))
+    losses[1:] = _loss(logprobs[:-1], tokens[1:])
+    return logprobs, losses
+
+
+def _pieces(scorer: Scorer, *ids: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
+    used = np.unique(np.concatenate([each.ravel() for each in ids])).astype(np.int32)
+    texts = [scorer.piece(int(token)) for token in used]
+    return {
+        "piece_ids": used,
+        "piece_ends": np.cumsum([len(text) for text in texts]).astype(np.int32),
+        "piece_bytes": np.frombuffer(b"".join(texts), np.uint8),
+    }
 
 
 def _open(job: Job, window: int) -> Scorer:

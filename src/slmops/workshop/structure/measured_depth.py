@@ -4,7 +4,7 @@ Greedy: take out the unit whose loss raises the KL divergence from the whole mod
 least, and look again, because what a block is worth depends on which others are left.
 Lazy (Minoux 1978): a unit is measured again only while its old value, which grows as
 others go, is still the smallest. That is exact as long as no unit becomes cheaper to
-remove, and needs a fraction of the measurements.
+remove, and needs about half of the measurements.
 
 A block whose two output matrices are zero adds nothing to the residual stream: it
 computes what its removal computes, bit for bit. So one scratch copy of the model serves
@@ -136,8 +136,8 @@ def measured_removals(
         values[best] = trials.kld([*gone, best])
         measured_in[best] = len(gone)
         done += 1
-        # Rounds after the first have needed about a sixth of the units each.
-        report(done, max(len(units) + (count - 1) * max(len(units) // 6, 1), done + 1))
+        # Later rounds measure about half of the units again.
+        report(done, max(len(units) * (count + 1) // 2, done + 1))
     return Removals(removed=tuple(removed), measurements=done)
 
 
