@@ -9,8 +9,9 @@ from slmops.registry.signing import ReleaseKeys
 from slmops.registry.workspace import Workspace
 from slmops.testing.sample_build import candidate_content, sample_build
 from slmops.testing.sample_release import SAMPLE_TIME, PublishedSample
+from slmops.wire.codec import decode_json, encode_json
 from slmops.workshop.build_result import BuildResult
-from slmops.workshop.builds import load_build, save_build
+from slmops.workshop.builds import save_build
 from slmops.workshop.releases import create_release
 
 
@@ -32,9 +33,9 @@ def released_build(
             for v in plain.variants
         ),
     )
+    # As the commands read it: 90 MiB given where a float belongs is 90.0 then.
+    build = decode_json(encode_json(build), BuildResult, where="sample build")
     save_build(workspace, build)
-    # As the commands read it: 90 MiB given where a float belongs is 90.0 now.
-    build = load_build(workspace)
     keys = ReleaseKeys.load_or_create(workspace.keys, now=now)
     release, _ = create_release(workspace, build, keys, now)
     catalog = Catalog(workspace.registry, pinned_root=keys.root_json)
