@@ -59,7 +59,33 @@ def import_model(
     """
     if name is not None:
         check_name(name, where="--name")
-    opened = _open_source(source, revision, progress)
+    return import_opened(
+        _open_source(source, revision, progress),
+        workspace,
+        name=name,
+        progress=progress,
+    )
+
+
+def import_opened(
+    opened: ReferenceSource,
+    workspace: Workspace,
+    *,
+    name: str | None = None,
+    progress: Progress = silent,
+) -> ModelRecord:
+    """Import a source that is open already; see `import_model`.
+
+    Args:
+        opened: the model.
+        workspace: where it is stored.
+        name: valid name to call it by; derived from the model's own when missing.
+        progress: told what is being done.
+
+    Raises:
+        InvalidInputError: the source is damaged.
+        ConflictError: another model has that name already.
+    """
     known = _known_source(workspace, opened.digest)
     digest = known.id if known else _store_reference(opened, workspace, progress)
     record = known or _known_model(workspace, digest)
