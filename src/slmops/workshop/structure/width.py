@@ -95,7 +95,8 @@ def prune_width(job: Job) -> Mapping[str, Path]:
     the refit.
     Parameters: ``feed_forward`` (a multiple of 32; of 256 where K-quants are wanted),
     ``heads``, ``kv_heads``; 0 leaves a size as it is. Heads alone thin out every group;
-    kv_heads alone takes out whole groups.
+    kv_heads alone takes out whole groups. Optional ``refit``, true unless told: whether
+    output matrices are refitted where there are second moments.
 
     Returns:
         ``model``.
@@ -113,8 +114,10 @@ def prune_width(job: Job) -> Mapping[str, Path]:
     )
     statistics = read_statistics(job.inputs.get("statistics"), source)
     kept = choose_kept(source, wanted, statistics, job.report)
+    refit = "refit" not in job.parameters or job.parameter("refit", bool)
     path = job.output / "model.gguf"
-    write_narrower(source, kept, path, statistics=statistics, report=job.report)
+    moments = statistics if refit else None
+    write_narrower(source, kept, path, statistics=moments, report=job.report)
     return {MODEL: path}
 
 

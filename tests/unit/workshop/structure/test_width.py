@@ -8,7 +8,7 @@ import pytest
 
 from slmops.domain.errors import InvalidInputError
 from slmops.testing.structure_samples import OpenScorer, RunJob
-from slmops.testing.tiny_gguf import write_tiny_llama
+from slmops.testing.tiny_gguf import stored_bytes, write_tiny_llama
 from slmops.workshop.gguf_file import read_header
 from slmops.workshop.model_shape import read_shape
 from slmops.workshop.precision.statistics_file import Collected, save_statistics
@@ -193,3 +193,45 @@ def test_statistics_of_another_model_are_refused(
     inputs = {"model": model, "statistics": statistics}
     with pytest.raises(InvalidInputError, match="statistics of another model"):
         run_job(prune_width, inputs, feed_forward=128, heads=0, kv_heads=0)
+
+
+def test_second_moments_refit_unless_told_not_to(
+    model: Path, tmp_path: Path, run_job: RunJob, open_scorer: OpenScorer
+) -> None:
+    """Half of the channels repeat the other half, so the rest can stand in for them."""
+    source = read_source(model)
+    moment = np.kron(np.ones((2, 2)), np.eye(96)).astype(np.float32)
+    statistics = tmp_path / "s.npz"
+    save_statistics(
+        statistics,
+        Collected(
+            tokens=1,
+            inputs={f"blk.{block}.ffn_down.weight": 0 for block in range(2)},
+            mean_squares=(np.ones(192, np.float32),),
+            block_similarity=np.ones(2, np.float32),
+        ),
+        iter([moment]),
+    )
+    inputs = {"model": model, "statistics": statistics}
+    sizes = {"feed_forward": 96, "heads": 0, "kv_heads": 0}
+    refit = run_job(prune_width, inputs, **sizes)["model"]
+    plain = run_job(prune_width, inputs, **sizes, refit=False)["model"]
+    found = read_statistics(statistics, source)
+    channels = choose_kept(source, resolve_widths(source, feed_forward=96), found)[0]
+    weights, cut, made = (_down(path) for path in (model, plain, refit))
+    assert np.array_equal(cut, weights[:, channels.channels])
+    chance = np.random.default_rng(5).normal(size=(96, 50))
+    twice = np.concatenate([chance, chance])
+    wanted = weights @ twice
+    kept = twice[channels.channels]
+    assert (
+        np.square(wanted - made @ kept).mean()
+        < 0.8 * np.square(wanted - cut @ kept).mean()
+    )
+
+
+def _down(path: Path) -> npt.NDArray[np.float64]:
+    header = read_header(path)
+    tensor = next(t for t in header.tensors if t.name == "blk.0.ffn_down.weight")
+    raw = np.frombuffer(stored_bytes(header, tensor), np.float16)
+    return raw.astype(np.float64).reshape(tensor.rows, tensor.width)
