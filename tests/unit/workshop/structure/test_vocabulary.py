@@ -7,13 +7,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slmops.domain.blueprint import EvaluationPlan
 from slmops.domain.errors import InvalidInputError
+from slmops.registry.workspace import Workspace
 from slmops.runtimes.base import WorkerSettings, load_runtime
-from slmops.testing.structure_samples import WORDS, OpenScorer, RunJob
+from slmops.testing.structure_samples import (
+    WORDS,
+    OpenScorer,
+    RunJob,
+    write_tiny_sentencepiece,
+)
 from slmops.testing.tiny_gguf import byte_letters, write_tiny_llama
 from slmops.workshop.gguf_file import read_header
 from slmops.workshop.gguf_writer import metadata_entry
 from slmops.workshop.model_shape import read_shape
+from slmops.workshop.models import import_model, reference_path
 from slmops.workshop.structure.model_edit import (
     copied,
     read_source,
@@ -26,6 +34,7 @@ from slmops.workshop.structure.vocabulary import (
     choose_tokens,
     trim_vocabulary,
 )
+from slmops.workshop.text_sources import evaluation_text
 
 TEXT = "the river rises in the old market town and the traders sell grain\n" * 3
 
@@ -163,3 +172,61 @@ def test_an_unknown_kind_of_tokenizer_is_refused(
     )
     with pytest.raises(InvalidInputError, match="not 'bert'"):
         _trim(model, run_job, tmp_path, TEXT, 256)
+
+
+def test_a_sentencepiece_vocabulary_is_trimmed_by_the_same_rules(
+    run_job: RunJob, tmp_path: Path, open_scorer: OpenScorer
+) -> None:
+    whole = write_tiny_sentencepiece(tmp_path / "spm.gguf")
+    model, token_map = _trim(whole, run_job, tmp_path, TEXT, 320)
+    old, new = open_scorer(whole), open_scorer(model)
+    before, after = old.tokenize(TEXT), new.tokenize(TEXT)
+    assert token_map[after].tolist() == before
+    assert len(before) < len(TEXT) / 2, "the text should use joined pieces"
+    assert np.array_equal(new.logits(after), old.logits(before)[:, token_map])
+    for text in (WORDS, "Zürich — 7 × 🙂\n\n\t", "zzz qqq"):
+        tokens = new.tokenize(text)
+        assert b"".join(map(new.piece, tokens)) == text.encode()
+    texts = read_vocabulary(read_header(model)).texts
+    assert {f"<0x{byte:02X}>" for byte in range(256)} <= set(texts)
+    assert texts[:3] == ("<unk>", "<s>", "</s>")
+
+
+def test_placeholders_go_first_although_they_are_special(
+    run_job: RunJob, tmp_path: Path
+) -> None:
+    whole = write_tiny_sentencepiece(tmp_path / "spm.gguf")
+    texts = read_vocabulary(read_header(whole)).texts
+    placeholders = sum(text.startswith("<unused") for text in texts)
+    assert placeholders > 64
+    model, _ = _trim(whole, run_job, tmp_path, TEXT, 448 - 64)
+    left = read_vocabulary(read_header(model)).texts
+    assert sum(text.startswith("<unused") for text in left) <= placeholders - 64
+
+
+@pytest.mark.slow
+def test_the_real_model_keeps_text_tokens_and_logits(
+    smollm2_gguf: Path, run_job: RunJob, tmp_path: Path, open_scorer: OpenScorer
+) -> None:
+    workspace = Workspace(root=tmp_path / "ws")
+    record = import_model(str(smollm2_gguf), workspace)
+    whole = reference_path(workspace, record)
+    text = evaluation_text(EvaluationPlan(), tmp_path)
+    model, token_map = _trim(whole, run_job, tmp_path, text, 8192)
+    assert whole.stat().st_size - model.stat().st_size > 2 * 576 * (49152 - 8192)
+    old, new = open_scorer(whole), open_scorer(model)
+    before, after = old.tokenize(text), new.tokenize(text)
+    assert token_map[after].tolist() == before
+    expected = old.logits(before[:48])[:, token_map]
+    assert np.array_equal(new.logits(after[:48]), expected)
+
+    @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
+    def loses_no_more_than_the_whole_model(some: str) -> None:
+        # SmolLM2 itself has no token for 21 bytes, such as 0x04.
+        written = [
+            b"".join(map(scorer.piece, scorer.tokenize(some))) for scorer in (old, new)
+        ]
+        assert written[0] == written[1]
+
+    loses_no_more_than_the_whole_model()
