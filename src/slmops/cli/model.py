@@ -177,7 +177,7 @@ def export(workspace: Workspace, name: str, output: Path, as_json: bool) -> None
 @click.option(
     "--adapter",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     help="Folder of a LoRA adapter, as peft saves it.",
 )
 @click.option("--name", "new_name", help="Of the result; MODEL-ADAPTER by default.")
