@@ -279,6 +279,64 @@ def choose_types(
     return tuple(chosen[tensor.name] for tensor in tensors)
 
 
+def assigned_types(
+    tensors: Sequence[TensorEntry],
+    types: Mapping[str, str],
+    *,
+    has_imatrix: bool,
+) -> tuple[TensorChoice, ...]:
+    """Give every matrix the type an assignment says; all others keep theirs.
+
+    Args:
+        tensors: of the 16-bit reference.
+        types: tensor → type, of every matrix that mixes would quantize.
+        has_imatrix: an importance matrix will steer the rounding.
+
+    Returns:
+        One choice per tensor, in the same order.
+
+    Raises:
+        InvalidInputError: a matrix is missing; a name that is none; a type that is
+            unknown, does not divide the rows, or needs an importance matrix.
+    """
+    matrices = {tensor.name for tensor in tensors if _is_quantized(tensor)}
+    if differing := sorted(matrices ^ set(types)):
+        problem = "lacks" if differing[0] in matrices else "names what is no matrix:"
+        raise InvalidInputError(f"assignment {problem} {differing[0]}")
+    choices = []
+    for tensor in tensors:
+        kind = types.get(tensor.name, tensor.kind)
+        _check_assigned(tensor, kind, has_imatrix=has_imatrix)
+        choices.append(TensorChoice(kind=kind))
+    return tuple(choices)
+
+
+def assigned_file_type(types: Mapping[str, str]) -> int:
+    """Return the ``general.file_type`` that says most of an assignment.
+
+    >>> assigned_file_type({"a": "Q4_K", "b": "Q4_K", "c": "Q8_0"})
+    15
+    """
+    kinds = list(types.values())
+    most = max(sorted(set(kinds)), key=kinds.count, default="F16")
+    plain = (mix.file_type for mix in MIXES.values() if mix.base == most)
+    return next(plain, MIXES["F16"].file_type)
+
+
+def _check_assigned(tensor: TensorEntry, kind: str, *, has_imatrix: bool) -> None:
+    where = f"assignment of {tensor.name}"
+    if kind not in BLOCKS:
+        raise InvalidInputError(f"{where}: type {kind!r} is unknown")
+    block = BLOCKS[kind][0]
+    if tensor.width % block:
+        raise InvalidInputError(
+            f"{where}: rows of {kind} must be a multiple of {block} wide,"
+            f" got {tensor.width}"
+        )
+    if kind in NEED_IMATRIX and not has_imatrix:
+        raise InvalidInputError(f"{where}: {kind} needs an importance matrix")
+
+
 def _choose(
     mix: Mix, tensor: TensorEntry, part: Part, place: Place, *, is_head: bool
 ) -> TensorChoice:

@@ -6,7 +6,7 @@ model's size, because rows are rounded independently.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -31,7 +31,13 @@ from slmops.workshop.gguf_writer import (
     with_metadata,
     write_gguf,
 )
-from slmops.workshop.mixes import TensorChoice, choose_types, find_mix
+from slmops.workshop.mixes import (
+    TensorChoice,
+    assigned_file_type,
+    assigned_types,
+    choose_types,
+    find_mix,
+)
 from slmops.workshop.model_shape import read_shape
 from slmops.workshop.progress import Progress, silent
 
@@ -39,6 +45,13 @@ Matrix = npt.NDArray[np.float32]
 Imatrix = Mapping[str, npt.NDArray[np.float32]]
 """Tensor name → importance of each column, (width,) float32, not negative."""
 
+Encoder = Callable[[Matrix], bytes]
+"""Turns (rows, width) float32 into the blocks of one tensor's type."""
+Rounder = Callable[[TensorEntry, str], Encoder | None]
+"""Gives how a tensor is turned into a type; None leaves it to rounding to nearest."""
+
+MIXED = "MIXED"
+"""Name of a quantization whose types are assigned tensor by tensor."""
 CHUNK_WEIGHTS = 1 << 22
 """Weights converted at a time: 16 MiB of float32."""
 
@@ -70,31 +83,39 @@ class _Plan:
 
 
 def predict_quantized(
-    header: GgufHeader, target_type: str, *, has_imatrix: bool = False
+    header: GgufHeader,
+    target_type: str,
+    *,
+    has_imatrix: bool = False,
+    types: Mapping[str, str] | None = None,
 ) -> QuantizedFile:
     """Tell what `quantize_gguf` will make of a reference: exact, without doing it.
 
     Raises:
         InvalidInputError: as `quantize_gguf`.
     """
-    return _described(_planned(header, target_type, has_imatrix=has_imatrix))
+    return _described(_planned(header, target_type, types, has_imatrix=has_imatrix))
 
 
-def quantize_gguf(
+def quantize_gguf(  # noqa: PLR0913 - what is made, and three ways to steer it
     reference: Path,
     target_type: str,
     sink: ByteSink,
     *,
     imatrix: Imatrix | None = None,
+    types: Mapping[str, str] | None = None,
+    rounder: Rounder | None = None,
     progress: Progress = silent,
 ) -> QuantizedFile:
     """Quantize a 16-bit GGUF file; equal input gives equal bytes.
 
     Args:
         reference: 16-bit GGUF model, as `import_model` stores it.
-        target_type: name of a mix: ``Q4_K_M``.
+        target_type: name of a mix: ``Q4_K_M``; or ``MIXED``, with `types`.
         sink: takes the file's bytes, front to back.
         imatrix: importance of columns; tensors that are missing are rounded without.
+        types: tensor → type of its blocks, of every matrix; only with ``MIXED``.
+        rounder: how to round, where not to nearest; see `precision.compensated`.
         progress: told after every tensor.
 
     Raises:
@@ -102,9 +123,10 @@ def quantize_gguf(
             one; a reference that is not 16 bit, not finite, or damaged.
     """
     header = read_header(reference)
-    plan = _planned(header, target_type, has_imatrix=imatrix is not None)
+    plan = _planned(header, target_type, types, has_imatrix=imatrix is not None)
     with reference.open("rb") as file:
-        data = _rounded(file, header, plan, imatrix or {}, (target_type, progress))
+        encoders = _encoders(header, plan, imatrix or {}, rounder)
+        data = _rounded(file, header, encoders, (target_type, progress))
         write_gguf(sink, plan.metadata, plan.tensors, data)
     return _described(plan)
 
@@ -190,8 +212,18 @@ def coarse_rows(values: Matrix) -> Matrix:
     return rounded
 
 
-def _planned(header: GgufHeader, target_type: str, *, has_imatrix: bool) -> _Plan:
-    mix = find_mix(target_type)
+def _planned(
+    header: GgufHeader,
+    target_type: str,
+    types: Mapping[str, str] | None,
+    *,
+    has_imatrix: bool,
+) -> _Plan:
+    if (types is not None) is not (target_type == MIXED):
+        raise InvalidInputError(
+            f"an assignment of types goes with quantization {MIXED} and no other,"
+            f" got {target_type}"
+        )
     shape = read_shape(header)
     for tensor in header.tensors:
         if tensor.kind not in {"F32", "F16", "BF16"}:
@@ -199,14 +231,19 @@ def _planned(header: GgufHeader, target_type: str, *, has_imatrix: bool) -> _Pla
                 f"{header.path}: a reference must have 16 bits or more, but"
                 f" {tensor.name} is {tensor.kind}"
             )
-    choices = choose_types(
-        header.tensors,
-        target_type,
-        kv_sharing=shape.heads // shape.kv_heads,
-        has_imatrix=has_imatrix,
-    )
+    if types is not None:
+        choices = assigned_types(header.tensors, types, has_imatrix=has_imatrix)
+        file_type = assigned_file_type(types)
+    else:
+        choices = choose_types(
+            header.tensors,
+            target_type,
+            kv_sharing=shape.heads // shape.kv_heads,
+            has_imatrix=has_imatrix,
+        )
+        file_type = find_mix(target_type).file_type
     changes = (
-        metadata_entry("general.file_type", mix.file_type, "UINT32"),
+        metadata_entry("general.file_type", file_type, "UINT32"),
         metadata_entry("general.quantization_version", GGML_QUANT_VERSION, "UINT32"),
     )
     tensors = zip(header.tensors, choices, strict=True)
@@ -228,31 +265,40 @@ def _described(plan: _Plan) -> QuantizedFile:
     )
 
 
+def _encoders(
+    header: GgufHeader, plan: _Plan, imatrix: Imatrix, rounder: Rounder | None
+) -> Iterator[Encoder]:
+    """Give every tensor's encoder when its turn comes: one may hold a large matrix."""
+    for tensor, choice in zip(header.tensors, plan.choices, strict=True):
+        special = (
+            rounder(tensor, choice.kind) if rounder and not choice.coarse else None
+        )
+        yield special or _nearest(choice, _importance(imatrix, tensor))
+
+
+def _nearest(
+    choice: TensorChoice, importance: npt.NDArray[np.float32] | None
+) -> Encoder:
+    def encode(values: Matrix) -> bytes:
+        rows = coarse_rows(values) if choice.coarse else values
+        return encode_rows(rows, choice.kind, importance)
+
+    return encode
+
+
 def _rounded(
     file: BinaryIO,
     header: GgufHeader,
-    plan: _Plan,
-    imatrix: Imatrix,
+    encoders: Iterator[Encoder],
     reporting: tuple[str, Progress],
 ) -> Iterator[Iterator[bytes]]:
     name, progress = reporting
     total = sum(tensor.elements for tensor in header.tensors)
     done = 0
-    for tensor, choice in zip(header.tensors, plan.choices, strict=True):
-        yield _rounded_rows(file, tensor, choice, _importance(imatrix, tensor))
+    for tensor, encode in zip(header.tensors, encoders, strict=True):
+        yield map(encode, read_rows(file, tensor))
         done += tensor.elements
         progress(f"quantize {name}", done, total)
-
-
-def _rounded_rows(
-    file: BinaryIO,
-    tensor: TensorEntry,
-    choice: TensorChoice,
-    importance: npt.NDArray[np.float32] | None,
-) -> Iterator[bytes]:
-    for values in read_rows(file, tensor):
-        rows = coarse_rows(values) if choice.coarse else values
-        yield encode_rows(rows, choice.kind, importance)
 
 
 def _importance(
