@@ -14,6 +14,7 @@ from slmops.registry.workspace import Workspace
 if TYPE_CHECKING:
     from slmops.domain.release import Estimate
     from slmops.workshop.build_result import BuildResult, Candidate
+    from slmops.workshop.evidence.mlflow_log import Tracking
 
 _MB = 1_000_000
 _REPORT_FOLDER = Path("build-report")
@@ -24,6 +25,12 @@ _output = click.option(
     default=_REPORT_FOLDER,
     show_default=True,
     help="Folder for build.html, pareto.png, pareto.svg and build.json.",
+)
+
+_mlflow = click.option(
+    "--mlflow",
+    metavar="URI",
+    help="Log the build to this MLflow server, or sqlite:///FILE, as well.",
 )
 
 
@@ -39,14 +46,16 @@ _output = click.option(
     is_flag=True,
     help="Choose below the quality floor too; its release must be forced.",
 )
+@_mlflow
 @_output
 @render.as_json
 @click.pass_obj
-def build(
+def build(  # noqa: PLR0917 - options are arguments
     workspace: Workspace,
     blueprint: Path,
     candidates: str | None,
     below_floor: bool,
+    mlflow: str | None,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -63,6 +72,7 @@ def build(
     from slmops.workshop.report.page import write_report
 
     wanted = load_blueprint(blueprint)
+    tracking = _tracking(mlflow, wanted.name)
     options = BuildOptions(candidates=_names(candidates), below_floor=below_floor)
     with render.progress(quiet=as_json) as progress:
         run = run_build(
@@ -73,10 +83,12 @@ def build(
             progress=progress,
         )
     files = write_report(run.result, output)
+    logged = _log(tracking, run.result)
     if as_json:
         render.json_document(
             {
                 "build": run.id,
+                "mlflow_run": logged,
                 "steps_computed": run.executed,
                 "steps_reused": len(run.steps) - run.executed,
                 "stages_s": run.stages,
@@ -95,10 +107,17 @@ def build(
 
 @click.command()
 @click.argument("build_id", metavar="[BUILD]", default="latest")
+@_mlflow
 @_output
 @render.as_json
 @click.pass_obj
-def report(workspace: Workspace, build_id: str, output: Path, as_json: bool) -> None:
+def report(
+    workspace: Workspace,
+    build_id: str,
+    mlflow: str | None,
+    output: Path,
+    as_json: bool,
+) -> None:
     """Show a finished BUILD again, and write its page.
 
     BUILD is a digest or the beginning of one; without it, the latest.
@@ -109,7 +128,9 @@ def report(workspace: Workspace, build_id: str, output: Path, as_json: bool) -> 
     from slmops.workshop.report.page import write_report
 
     result = load_build(workspace, build_id)
+    tracking = _tracking(mlflow, result.blueprint.name)
     files = write_report(result, output)
+    _log(tracking, result)
     if as_json:
         render.json_document(result)
         return
@@ -119,6 +140,30 @@ def report(workspace: Workspace, build_id: str, output: Path, as_json: bool) -> 
 
 build.add_command(show)
 build.add_command(compare)
+
+
+def _tracking(uri: str | None, experiment: str) -> "Tracking | None":
+    """Reach the tracking server before anything is computed for it."""
+    if uri is None:
+        return None
+    from slmops.workshop.evidence.mlflow_log import open_tracking
+
+    return open_tracking(uri, experiment)
+
+
+def _log(tracking: "Tracking | None", result: "BuildResult") -> str | None:
+    if tracking is None:
+        return None
+    from slmops.wire.codec import document_digest
+    from slmops.workshop.evidence.bom import Product
+    from slmops.workshop.evidence.mlflow_log import log_build
+
+    version = document_digest(result)[7:19]
+    run = log_build(
+        tracking, result, Product(name=result.blueprint.name, version=version)
+    )
+    render.note(f"MLflow: run {run}, one below it for each candidate")
+    return run
 
 
 def _names(candidates: str | None) -> tuple[str, ...] | None:

@@ -13,10 +13,14 @@ from slmops.domain.errors import InvalidInputError
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "control": ("alembic", "sqlalchemy"),
     "workshop": (
-        *("altair", "gguf", "huggingface_hub", "libgguf", "ml_dtypes", "numpy"),
-        *("safetensors", "vl_convert"),
+        *("altair", "cyclonedx", "gguf", "huggingface_hub", "jsonschema"),
+        *("libgguf", "ml_dtypes", "numpy", "optuna", "rouge_score"),
+        *("safetensors", "scipy", "vl_convert"),
     ),
     "llamacpp": ("xllamacpp",),
+    "train": ("peft", "torch", "transformers"),
+    "ray": ("ray",),
+    "mlflow": ("mlflow",),
     "demo": ("openai",),
 }
 """Extra → the packages it brings, as they are imported."""

@@ -9,7 +9,11 @@ import pytest
 from slmops.cli.extras import EXTRAS, extra_needed
 
 PROJECT = Path(__file__).parents[3] / "pyproject.toml"
-OTHER_NAMES = {"vl-convert-python": "vl_convert"}
+OTHER_NAMES = {
+    "cyclonedx-python-lib": "cyclonedx",
+    "mlflow-skinny": "mlflow",
+    "vl-convert-python": "vl_convert",
+}
 """Packages whose distribution is not called as they are imported."""
 
 
