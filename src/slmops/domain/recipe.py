@@ -180,13 +180,13 @@ class Finetune:
     data: str
     """Path of a JSONL file of chats or of prompts with completions."""
     validation: str | None = None
-    """Held-out examples that stop training; null takes a twentieth of `data`."""
+    """Held-out examples that stop training; null takes a tenth of `data`."""
     method: TuningMethod = TuningMethod.LORA
     """Which weights change: low-rank adapters, which are merged then, or all."""
-    epochs: float = 3.0
+    epochs: int = 3
     """Passes over the data, at most."""
     learning_rate: float | None = None
-    """Peak of it; null is 1e-3 for adapters and 1e-4 for all weights."""
+    """Peak of it; null is 2e-4 for adapters and 5e-5 for all weights."""
     rank: int = 16
     """Rank of adapters."""
 

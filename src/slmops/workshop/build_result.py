@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.ids import Digest
+from slmops.domain.recipe import StructurePlan
 from slmops.domain.release import Card, GoldenSet, ModelRecord, Variant
+from slmops.domain.tasks import TaskResult
 from slmops.workshop.steps import StepRecord
 
 
@@ -21,6 +23,8 @@ class Candidate:
     on_reference_grid: bool
     """Whether the reference was dequantized from this very type: its fidelity is
     flattered, and marked wherever they are shown."""
+    search_tasks: tuple[TaskResult, ...] = ()
+    """On the split of each task that candidates are chosen by; the card has the other."""
 
     @property
     def quantization(self) -> str:
@@ -31,6 +35,24 @@ class Candidate:
     def label(self) -> str:
         """Its name in this build."""
         return self.card.label
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One structure that was tried or dropped."""
+
+    name: str
+    """Of the structure."""
+    plan: StructurePlan
+    """What it is."""
+    bytes: int
+    """Of its 16-bit model: predicted, or real once it was made."""
+    kld: float | None
+    """Mean KL divergence after a short recovery, nats; None when it was not made."""
+    kept: bool
+    """Whether it is built in full."""
+    reason: str
+    """Why, or why not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +111,8 @@ class BuildResult:
     """What measured the speeds."""
     provenance: tuple[StepRecord, ...]
     """Every step that led here."""
+    trials: tuple[Trial, ...] = ()
+    """Every structure the recipe stands for, and why it was built in full or not."""
 
     def candidate(self, label: str) -> Candidate:
         """Return a candidate by its label."""

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from slmops.domain.ids import Digest
 from slmops.domain.release import Card, Speed, Variant
 from slmops.runtimes.base import load_runtime
 from slmops.workshop.artefacts import on_grid
+from slmops.workshop.asked import TaskFigures
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.build_result import Candidate, ClassSelection
 from slmops.workshop.gguf_file import read_header
@@ -18,7 +19,17 @@ from slmops.workshop.scored import Scored
 FORMAT = "gguf"
 
 
-def reference_row(build: BuildContext, scored: Scored) -> Candidate:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """Figures by artefact."""
+
+    speeds: Mapping[Digest, tuple[Speed, ...]]
+    """One per setting of the classes."""
+    tasks: Mapping[Digest, TaskFigures]
+    """Of the reference too."""
+
+
+def reference_row(build: BuildContext, scored: Scored, tasks: TaskFigures) -> Candidate:
     """Return the control row: the reference measured against itself."""
     model = build.model
     header = read_header(reference_path(build.workspace, model))
@@ -32,11 +43,16 @@ def reference_row(build: BuildContext, scored: Scored) -> Candidate:
         reference=model.id,
         reference_grid=model.source_quantization,
         fidelity=scored.fidelity[model.id],
+        tasks=tasks.test,
         speed=(),
         runtime=f"{build.runtime} {load_runtime(build.runtime).version()}",
     )
     return Candidate(
-        digest=model.id, card=card, eligible=False, on_reference_grid=False
+        digest=model.id,
+        card=card,
+        eligible=False,
+        on_reference_grid=False,
+        search_tasks=tasks.search,
     )
 
 
@@ -44,7 +60,7 @@ def candidate_rows(
     build: BuildContext,
     reference: Card,
     scored: Scored,
-    speeds: Mapping[Digest, tuple[Speed, ...]],
+    measured: Measured,
 ) -> tuple[Candidate, ...]:
     """Return every candidate with its card, largest first.
 
@@ -52,7 +68,7 @@ def candidate_rows(
         build: that measured them.
         reference: the reference's card, which says what is common to all.
         scored: artefacts and their fidelity.
-        speeds: of every artefact.
+        measured: of every artefact.
     """
     return tuple(
         Candidate(
@@ -70,10 +86,12 @@ def candidate_rows(
                 bits_per_weight=artefact.file.bits_per_weight,
                 tensor_types=artefact.file.tensor_types,
                 fidelity=scored.fidelity[artefact.digest],
-                speed=speeds[artefact.digest],
+                speed=measured.speeds[artefact.digest],
+                tasks=measured.tasks[artefact.digest].test,
             ),
             eligible=build.is_eligible(artefact.making),
             on_reference_grid=on_grid(artefact, build.model.source_quantization),
+            search_tasks=measured.tasks[artefact.digest].search,
         )
         for artefact in scored.artefacts
     )

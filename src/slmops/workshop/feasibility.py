@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from slmops.domain.blueprint import QualityFloor
 from slmops.domain.device import Budget, DeviceClass
 from slmops.domain.release import Card, Speed
+from slmops.domain.tasks import TaskResult, task_violations
 from slmops.runtimes.speed import LEAST_RUNS_FOR_P95
 from slmops.workshop.build_result import Candidate
 
@@ -86,7 +87,19 @@ def _floor_excesses(card: Card, rules: SelectionRules) -> list[Excess]:
                 f" {rules.floor.min_same_top1:g} is asked",
             )
         )
+    found += [
+        Excess(
+            ratio=_task_ratio(result, rules), text=f"below the quality floor: {text}"
+        )
+        for result in card.tasks
+        for text in task_violations([result], rules.floor.max_task_loss)
+    ]
     return found
+
+
+def _task_ratio(result: TaskResult, rules: SelectionRules) -> float:
+    low = 0.0 if result.difference is None else result.difference.low
+    return max(-low / rules.floor.max_task_loss, 1.0)
 
 
 def _budget_excesses(card: Card, device_class: DeviceClass) -> list[Excess]:

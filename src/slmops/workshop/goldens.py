@@ -14,7 +14,8 @@ from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.golden import ask_golden, record_golden
 from slmops.wire.codec import decode_json, encode_json
 from slmops.workshop.build_context import BuildContext
-from slmops.workshop.steps import Step, tool_version
+from slmops.workshop.jobs.tools import tool_version
+from slmops.workshop.steps import Step
 from slmops.workshop.workbench import runtime_tool
 
 GOLDEN = "golden"

@@ -5,9 +5,10 @@ Stages, and what may run at the same time:
 1. *Structures* (`search`): the recipe's levers make 16-bit models of other shapes.
 2. *Quantize and score* (`scored`): all processors at work, the reference's golden
    answers recorded beside it.
-3. *Speed* (`speeds`). Times alone: anything beside them would be measured too.
-4. *Select* (`select`), pure.
-5. *Golden prompts* to the chosen variants (`candidates`).
+3. *Tasks* (`asked`): the user's own examples, all processors at work.
+4. *Speed* (`speeds`). Times alone: anything beside them would be measured too.
+5. *Select* (`select`), pure.
+6. *Golden prompts* to the chosen variants (`candidates`).
 
 Every figure comes from a cached step or is a pure function of cached steps, so a second
 build computes nothing and finds the same result, byte for byte.
@@ -26,6 +27,7 @@ from slmops.registry.workspace import Workspace
 from slmops.runtimes.base import load_runtime
 from slmops.runtimes.speed import machine_fingerprint
 from slmops.workshop.artefacts import Artefact
+from slmops.workshop.asked import ask_tasks
 from slmops.workshop.board import Board
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.build_lock import build_lock
@@ -33,6 +35,7 @@ from slmops.workshop.build_result import BuildResult, Candidate
 from slmops.workshop.builds import save_build
 from slmops.workshop.candidates import (
     FORMAT,
+    Measured,
     candidate_rows,
     chosen_variants,
     reference_row,
@@ -142,11 +145,14 @@ def _run(build: BuildContext, *, below_floor: bool) -> BuildRun:
     build.board.expect(2 * len(makings) + 3)
     with build.stage("quantize and score"):
         scored = quantize_and_score(build, makings)
+    with build.stage("tasks"):
+        tasks = ask_tasks(build, scored.artefacts)
     with build.stage("speed"):
         speeds = measure_speeds(build, scored.artefacts)
     with build.stage("select"):
-        reference = reference_row(build, scored)
-        candidates = candidate_rows(build, reference.card, scored, speeds)
+        reference = reference_row(build, scored, tasks[build.model.id])
+        measured = Measured(speeds=speeds, tasks=tasks)
+        candidates = candidate_rows(build, reference.card, scored, measured)
         control = next(c for c in candidates if c.label == CONTROL_QUANTIZATION)
         rules = SelectionRules(
             floor=build.blueprint.quality,
@@ -168,6 +174,7 @@ def _run(build: BuildContext, *, below_floor: bool) -> BuildRun:
         golden=load_golden(build.blobs, scored.golden),
         machine=machine_fingerprint(build.runtime),
         provenance=build.runner.provenance(),
+        trials=structures.trials,
     )
     _remember_speed(build, control, scored.artefacts)
     return BuildRun(

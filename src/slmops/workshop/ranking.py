@@ -14,6 +14,7 @@ told from the fastest. Who is surely faster always has the better rank, and rank
 numbers: what is built on them depends on no order and has no cycles.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from slmops.domain.device import DeviceClass, Objective
 from slmops.domain.release import Estimate
 from slmops.workshop.build_result import Candidate
 
+EPSILON = 0.01
+"""Share of a cost within which two count as the same; of a task's score, the difference."""
+_LEAST_COST = 1e-9
 _UNKNOWN = Estimate(value=0.0, low=0.0, high=0.0)
 
 
@@ -57,23 +61,29 @@ class Ranking:
         """Return what timing cannot tell from the fastest, itself included."""
         return [c for c in self.candidates if not self.surely_faster(c)]
 
-    def costs(self, candidate: Candidate) -> tuple[float, float, float]:
-        """Return KL divergence, bytes and speed rank; less is better."""
-        card = candidate.card
-        rank = self.surely_faster(candidate)
-        return card.fidelity.mean_kld.value, float(card.bytes), float(rank)
+    def costs(self, candidate: Candidate) -> tuple[int, int, int]:
+        """Return boxes of what quality it lacks and of its bytes, and its speed rank.
 
-    def key(self, candidate: Candidate) -> tuple[float, float, float, str]:
-        """Return a sort key: the objective first, then the others, then the name."""
-        kld, size, rank = self.costs(candidate)
-        name = candidate.label
+        Less is better. A box holds what differs by a share `EPSILON` at most: within it,
+        the other costs decide (ε-dominance, Laumanns et al. 2002).
+        """
+        return (
+            _quality_box(candidate),
+            _box(float(candidate.card.bytes)),
+            self.surely_faster(candidate),
+        )
+
+    def key(self, candidate: Candidate) -> tuple[float | str, ...]:
+        """Return a sort key: the objective first, then the others, then exact figures."""
+        lack, size, rank = self.costs(candidate)
+        exact = (lack_of_quality(candidate), float(candidate.card.bytes))
         match self.device_class.objective:
             case Objective.QUALITY:
-                return (kld, size, rank, name)
+                return (lack, size, rank, *exact, candidate.label)
             case Objective.SPEED:
-                return (rank, kld, size, name)
+                return (rank, lack, size, *exact, candidate.label)
             case Objective.SIZE:
-                return (size, kld, rank, name)
+                return (size, lack, rank, *exact[::-1], candidate.label)
 
     def best_first(self) -> list[Candidate]:
         """Return all of them, the class's objective deciding."""
@@ -89,11 +99,15 @@ class Ranking:
                 return 0.0
             best = self.decode(self.fastest).value
             return max(1 - self.decode(candidate).value / best, 0.0)
-        mine, best = (
-            self.key(candidate)[0],
-            min(self.key(c)[0] for c in self.candidates),
+        of = (
+            lack_of_quality
+            if self.device_class.objective is Objective.QUALITY
+            else _size_of
         )
-        return (mine - best) / mine if mine > 0 else 0.0
+        mine, least = of(candidate), min(of(c) for c in self.candidates)
+        if of is lack_of_quality and candidate.search_tasks:
+            return mine - least  # scores are shares already
+        return (mine - least) / mine if mine > 0 else 0.0
 
     def dominator(self, candidate: Candidate) -> Candidate | None:
         """Return the best of what is no worse in any cost and better in one, or None."""
@@ -105,3 +119,33 @@ class Ranking:
             if theirs != mine and all(their <= my for their, my in pairs):
                 found.append(other)
         return min(found, key=self.key, default=None)
+
+
+def lack_of_quality(candidate: Candidate) -> float:
+    """Return what a class that asks for quality wants least of.
+
+    With tasks, the loss against the reference that their bounds allow, as a mean over
+    the tasks (search split); without, the KL divergence in nats.
+    """
+    if not candidate.search_tasks:
+        return candidate.card.fidelity.mean_kld.value
+    losses = [
+        -result.difference.low
+        for result in candidate.search_tasks
+        if result.difference is not None
+    ]
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def _quality_box(candidate: Candidate) -> int:
+    lack = lack_of_quality(candidate)
+    return math.floor(lack / EPSILON) if candidate.search_tasks else _box(lack)
+
+
+def _box(cost: float) -> int:
+    """Return the number of a cost's box; boxes are `EPSILON` wide in proportion."""
+    return math.floor(math.log(max(cost, _LEAST_COST)) / math.log1p(EPSILON))
+
+
+def _size_of(candidate: Candidate) -> float:
+    return float(candidate.card.bytes)

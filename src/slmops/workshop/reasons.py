@@ -3,7 +3,7 @@
 from slmops.domain.device import Objective
 from slmops.workshop.build_result import Candidate
 from slmops.workshop.feasibility import MIB
-from slmops.workshop.ranking import Ranking
+from slmops.workshop.ranking import Ranking, lack_of_quality
 
 
 def winning_reason(ranking: Ranking, chosen: Candidate) -> str:
@@ -32,7 +32,7 @@ def losing_reason(ranking: Ranking, loser: Candidate, chosen: Candidate) -> str:
     dominator = ranking.dominator(loser)
     if dominator is not None:
         return (
-            f"dominated by {dominator.label}: no worse in KL divergence and bytes,"
+            f"dominated by {dominator.label}: no worse in quality and bytes,"
             " nor slower beyond timing noise, better in at least one"
         )
     objective = ranking.device_class.objective
@@ -62,6 +62,11 @@ def objective_text(ranking: Ranking, candidate: Candidate) -> str:
     """Return a candidate's figure of the class's objective, with its unit."""
     match ranking.device_class.objective:
         case Objective.QUALITY:
+            if candidate.search_tasks:
+                return (
+                    f"task score at most {lack_of_quality(candidate):.3f} below the"
+                    f" reference's, KL divergence {_kld(candidate):.4f} nats"
+                )
             return f"KL divergence {_kld(candidate):.4f} nats"
         case Objective.SPEED:
             decode = ranking.decode(candidate)

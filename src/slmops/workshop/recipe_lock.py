@@ -23,8 +23,8 @@ from slmops.wire.codec import (
 )
 from slmops.workshop.fragments import Resolved
 from slmops.workshop.jobs.kinds import KINDS
+from slmops.workshop.jobs.tools import tool_version
 from slmops.workshop.models import find_model
-from slmops.workshop.steps import tool_version
 from slmops.workshop.text_sources import BUILTIN
 
 _PATHS = frozenset({"text", "prompts", "data", "validation", "examples", "schema"})

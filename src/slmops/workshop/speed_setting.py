@@ -9,7 +9,8 @@ from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.speed import SpeedPlan, machine_fingerprint
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.jobs.job import Value
-from slmops.workshop.steps import Step, tool_version
+from slmops.workshop.jobs.tools import tool_version
+from slmops.workshop.steps import Step
 from slmops.workshop.workbench import runtime_tool
 
 PROMPT_TOKENS, ANSWER_TOKENS, WARM_UP_TOKENS = 64, 24, 2

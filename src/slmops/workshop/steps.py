@@ -10,14 +10,11 @@ is computed anew.
 The records together are the build's provenance.
 """
 
-import hashlib
-import importlib.util
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedError
@@ -199,22 +196,3 @@ class StepRunner:
         return tuple(
             sorted(self.records.values(), key=lambda r: (r.step.kind, r.step.digest))
         )
-
-
-def tool_version(*modules: str, packages: tuple[str, ...] = ()) -> str:
-    """Name the code that computes a step: our own modules' bytes, packages' versions.
-
-    Editing a module makes its steps new; nothing is reused that today's code would
-    compute differently.
-
-    >>> tool_version("slmops.workshop.steps")[:5]
-    'code-'
-    """
-    code = hashlib.sha256()
-    for name in modules:
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise NotFoundError(f"module {name} has no source file")
-        code.update(Path(spec.origin).read_bytes())
-    versions = [f"{package} {metadata.version(package)}" for package in packages]
-    return "; ".join([f"code-{code.hexdigest()[:16]}", *versions])

@@ -21,7 +21,8 @@ from slmops.workshop.jobs.job import Value
 from slmops.workshop.jobs.kinds import find_kind
 from slmops.workshop.jobs.order import Order
 from slmops.workshop.jobs.processes import JobProcesses
-from slmops.workshop.steps import Step, StepCache, StepRecord, StepRunner, tool_version
+from slmops.workshop.jobs.tools import tool_version
+from slmops.workshop.steps import Step, StepCache, StepRecord, StepRunner
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,6 +105,27 @@ def local_workbench(workspace: Workspace, board: Board) -> Iterator[Workbench]:
             executor=LocalExecutor(
                 processes=processes, scratch=cache.scratch, state=cache.state
             ),
+            board=board,
+        )
+
+
+@contextmanager
+def ray_workbench(
+    workspace: Workspace, board: Board, address: str | None = None
+) -> Iterator[Workbench]:
+    """Have a bench on a Ray cluster; see `slmops.workshop.jobs.ray_executor`.
+
+    Raises:
+        InvalidInputError: Ray is not installed, or the address is a client's.
+        UnavailableError: no cluster answers at the address, or none starts.
+    """
+    from slmops.workshop.jobs.ray_executor import ray_executor
+
+    cache = StepCache(workspace)
+    with ray_executor(cache.scratch, address=address) as executor:
+        yield Workbench(
+            runner=StepRunner(cache, on_reuse=board.reuse),
+            executor=executor,
             board=board,
         )
 

@@ -145,7 +145,7 @@ def test_a_difference_within_the_noise_saves_nobody_from_being_dominated() -> No
     lucky = timed("LUCKY", 0.02, 95, (45.0, 55.0, 61.0))
     (found,) = selected([good, lucky])
     assert found.rejected[0].reason == (
-        "dominated by GOOD: no worse in KL divergence and bytes, nor slower beyond"
+        "dominated by GOOD: no worse in quality and bytes, nor slower beyond"
         " timing noise, better in at least one"
     )
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from slmops.domain.blueprint import QualityFloor
 from slmops.domain.device import Budget, DeviceClass, Objective
 from slmops.domain.errors import InvalidInputError, OverBudgetError
-from slmops.domain.release import Estimate
 from slmops.testing.sample_build import (
     SAMPLE_FIGURES,
     SampleFigures,
@@ -134,12 +133,7 @@ def test_nobody_beats_the_pareto_front_and_it_beats_everyone_else(
     front = pareto_front(candidates, ANY)
     assert front
 
-    def decode(candidate: Candidate) -> Estimate:
-        return candidate.card.speed[0].decode_tokens_per_s
-
-    def costs(candidate: Candidate) -> tuple[float, float, int]:
-        faster = sum(decode(c).low > decode(candidate).high for c in candidates)
-        return candidate.card.fidelity.mean_kld.value, candidate.card.bytes, faster
+    costs = Ranking(ANY, candidates).costs
 
     def beats(one: Candidate, other: Candidate) -> bool:
         pairs = list(zip(costs(one), costs(other), strict=True))

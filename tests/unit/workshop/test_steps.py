@@ -13,7 +13,8 @@ from slmops.domain.ids import Digest, digest_hex
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
 from slmops.testing.sample_release import digest_of
-from slmops.workshop.steps import Step, StepCache, StepRunner, tool_version
+from slmops.workshop.jobs.tools import tool_version
+from slmops.workshop.steps import Step, StepCache, StepRunner
 
 STEP = Step(
     kind="double",

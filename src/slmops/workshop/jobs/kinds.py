@@ -20,6 +20,7 @@ _GGUF = (
     f"{_HERE}.gguf_writer",
     f"{_HERE}.model_shape",
 )
+_TRAINING = (f"{_HERE}.training", f"{_HERE}.hf_export", f"{_HERE}.hf_source", *_GGUF)
 _STRUCTURE = (
     f"{_HERE}.structure.model_edit",
     f"{_HERE}.structure.token_rules",
@@ -81,6 +82,35 @@ KINDS: Mapping[str, JobKind] = {
         function=f"{_HERE}.structure.width:prune_width",
         code=(*_STRUCTURE, f"{_HERE}.structure.width", *_GGUF),
         packages=("gguf", "numpy"),
+    ),
+    "sparsify": JobKind(
+        function=f"{_HERE}.structure.sparsity:sparsify",
+        code=(*_STRUCTURE, f"{_HERE}.structure.sparsity", *_GGUF),
+        packages=("gguf", "numpy"),
+    ),
+    "finetune": JobKind(
+        function=f"{_HERE}.training.finetune:run",
+        code=_TRAINING,
+        packages=("torch", "transformers", "peft", "numpy"),
+        wide=True,
+    ),
+    "distill": JobKind(
+        function=f"{_HERE}.training.distill:run",
+        code=_TRAINING,
+        packages=("torch", "transformers", "numpy"),
+        wide=True,
+    ),
+    "recover": JobKind(
+        function=f"{_HERE}.training.recover:run",
+        code=(*_TRAINING, f"{_HERE}.quantize"),
+        packages=("torch", "transformers", "libgguf", "numpy"),
+        wide=True,
+    ),
+    "task": JobKind(
+        function=f"{_HERE}.tasks.ask:run",
+        code=(f"{_HERE}.tasks",),
+        packages=("rouge-score", "jsonschema", "numpy"),
+        in_runtime=True,
     ),
     "score reference": JobKind(
         function=f"{_HERE}.score_job:score_reference",

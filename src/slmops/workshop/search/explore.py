@@ -19,30 +19,13 @@ from typing import Any
 import numpy as np
 
 from slmops.domain.recipe import Recipe, StructurePlan
+from slmops.workshop.build_result import Trial
 from slmops.workshop.evaluate import Scoring, score_candidate, score_reference
 from slmops.workshop.score_file import CandidateScores, load_scores
 from slmops.workshop.search.analytic import ShapeForecast, forecast_structure
 from slmops.workshop.search.structures import Levers, Structure
 
 _PROPOSALS_PER_TRIAL = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """One structure that was tried or dropped."""
-
-    name: str
-    """Of the structure."""
-    plan: StructurePlan
-    """What it is."""
-    bytes: int
-    """Of its 16-bit model: predicted, or real once it was made."""
-    kld: float | None
-    """Mean KL divergence after a short recovery, nats; None when it was not made."""
-    kept: bool
-    """Whether it is built in full."""
-    reason: str
-    """Why, or why not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

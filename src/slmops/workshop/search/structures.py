@@ -240,7 +240,7 @@ class Levers:
             "distill",
             inputs,
             {
-                "steps": steps,
+                "max_steps": steps,
                 "learning_rate": lever.learning_rate,
                 "temperature": lever.temperature,
             },
