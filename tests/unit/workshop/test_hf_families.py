@@ -5,6 +5,7 @@ engines' arithmetic: llama.cpp rounds activations to half precision before it mu
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ import numpy.typing as npt
 import pytest
 
 from slmops.registry.workspace import Workspace
+from slmops.runtimes import llamacpp_scorer
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.llamacpp_scorer import LlamaCppScorer
 from slmops.testing.tiny_checkpoint import tiny_checkpoint_texts
 from slmops.testing.tiny_gguf import TinyLlama
 from slmops.workshop.gguf_file import read_header
+from slmops.workshop.gguf_writer import write_gguf
 from slmops.workshop.hf_export import export_checkpoint
 from slmops.workshop.hf_tokenizer import SPLIT_RULES
 from slmops.workshop.model_shape import read_shape
 from slmops.workshop.models import import_model, reference_path
+from slmops.workshop.quantize import encode_rows, read_rows
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -163,6 +167,44 @@ def test_a_family_answers_alike_in_torch_and_in_the_runtime_both_ways(
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert type(back) is type(model)
     np.testing.assert_allclose(torch_logits(back, TOKENS), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_the_runtimes_rounding_a_family_answers_as_in_torch(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and the cache of keys and values in single precision: nothing is left.
+
+    But Gemma's activation function, which llama.cpp looks up in a table.
+    """
+    usual = llamacpp_scorer._context_params
+
+    def precise(*arguments: Any) -> Any:  # noqa: ANN401 - a C structure
+        parameters = usual(*arguments)
+        parameters.type_k = parameters.type_v = 0
+        return parameters
+
+    model = random_model(*FAMILIES[family])
+    wanted = torch_logits(model, TOKENS)
+    path = imported(write_checkpoint(model, tmp_path / "hf"), tmp_path / "ws")
+    rounded = np.abs(runtime_logits(path, TOKENS) - wanted).max()
+    monkeypatch.setattr(llamacpp_scorer, "_context_params", precise)
+    found = runtime_logits(in_single_precision(path, tmp_path / "f32.gguf"), TOKENS)
+    print(f"{family}: F16 {rounded:.4f}, F32 {np.abs(found - wanted).max():.5f}")
+    tolerance = 0.005 if family.startswith("gemma") else 1e-4
+    np.testing.assert_allclose(found, wanted, atol=tolerance)
+
+
+def in_single_precision(path: Path, target: Path) -> Path:
+    header = read_header(path)
+    tensors = [replace(tensor, kind="F32") for tensor in header.tensors]
+    with path.open("rb") as file, target.open("wb") as sink:
+        data = (
+            [encode_rows(rows, "F32") for rows in read_rows(file, tensor)]
+            for tensor in header.tensors
+        )
+        write_gguf(sink, header.metadata, tensors, data)
+    return target
 
 
 def test_windows_of_gemma_count(tmp_path: Path) -> None:
