@@ -33,6 +33,19 @@ _mlflow = click.option(
     help="Log the build to this MLflow server, or sqlite:///FILE, as well.",
 )
 
+_executor = click.option(
+    "--executor",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="Run jobs on this machine, or on a Ray cluster (extra: ray); same results.",
+)
+_ray_address = click.option(
+    "--ray-address",
+    metavar="ADDRESS",
+    help="Join this cluster (HOST:PORT, auto) instead of starting one for the build.",
+)
+
 
 @click.group(cls=RunnableGroup, no_args_is_help=False)
 @click.argument("blueprint", type=click.Path(dir_okay=False, path_type=Path))
@@ -46,6 +59,8 @@ _mlflow = click.option(
     is_flag=True,
     help="Choose below the quality floor too; its release must be forced.",
 )
+@_executor
+@_ray_address
 @_mlflow
 @_output
 @render.as_json
@@ -55,6 +70,8 @@ def build(  # noqa: PLR0917 - options are arguments
     blueprint: Path,
     candidates: str | None,
     below_floor: bool,
+    executor: str,
+    ray_address: str | None,
     mlflow: str | None,
     output: Path,
     as_json: bool,
@@ -73,7 +90,12 @@ def build(  # noqa: PLR0917 - options are arguments
 
     wanted = load_blueprint(blueprint)
     tracking = _tracking(mlflow, wanted.name)
-    options = BuildOptions(candidates=_names(candidates), below_floor=below_floor)
+    options = BuildOptions(
+        candidates=_names(candidates),
+        below_floor=below_floor,
+        executor=executor,
+        ray_address=ray_address,
+    )
     with render.progress(quiet=as_json) as progress:
         run = run_build(
             wanted,

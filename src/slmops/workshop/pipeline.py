@@ -15,7 +15,7 @@ build computes nothing and finds the same result, byte for byte.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,8 +54,11 @@ from slmops.workshop.search.structures import Levers
 from slmops.workshop.select import select_variants
 from slmops.workshop.speeds import measure_speeds
 from slmops.workshop.steps import StepTiming
-from slmops.workshop.workbench import local_workbench
+from slmops.workshop.workbench import Workbench, local_workbench, ray_workbench
 from slmops.workshop.workers import Workers
+
+LOCAL, RAY = EXECUTORS = ("local", "ray")
+"""Where jobs may run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +69,18 @@ class BuildOptions:
     """Try these quantizations instead of the blueprint's."""
     below_floor: bool = False
     """Choose among candidates below the quality floor too."""
+    executor: str = LOCAL
+    """Where jobs run: ``local`` or ``ray``; changes nothing of the result."""
+    ray_address: str | None = None
+    """Cluster that executor ``ray`` joins; None: see `ray_executor`."""
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise InvalidInputError(
+                f"executor must be {' or '.join(EXECUTORS)}, got {self.executor!r}"
+            )
+        if self.ray_address is not None and self.executor != RAY:
+            raise InvalidInputError("a Ray address needs executor ray")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,11 +142,19 @@ def run_build(
             folder=folder,
             model=model,
             runtime=runtime,
-            bench=stack.enter_context(local_workbench(workspace, board)),
+            bench=stack.enter_context(_bench(options, workspace, board)),
             workers=stack.enter_context(Workers(runtime)),
         )
         build.runner.cache.clean()
         return _run(build, below_floor=options.below_floor)
+
+
+def _bench(
+    options: BuildOptions, workspace: Workspace, board: Board
+) -> AbstractContextManager[Workbench]:
+    if options.executor == RAY:
+        return ray_workbench(workspace, board, options.ray_address)
+    return local_workbench(workspace, board)
 
 
 def _run(build: BuildContext, *, below_floor: bool) -> BuildRun:

@@ -118,7 +118,8 @@ def tool_of(order: Order) -> str:
     tool = tool_version(*row.code, packages=row.packages)
     if row.in_runtime:
         name = str(order.parameters["runtime"])
-        tool += f"; {name} {load_runtime(name).version()}"
+        runtimes = tool_version("slmops.runtimes")
+        tool += f"; {name} {load_runtime(name).version()}, {runtimes}"
     return tool
 
 
