@@ -81,9 +81,13 @@ def pieces_message(pieces: Sequence[Piece], ids: Mapping[str, int]) -> bytes:
         body += b"\x18" + _varint(piece.kind)
         parts.append(b"\x0a" + _varint(len(body)) + body)
     trainer = _number(3, 2) + _number(35, 1)
-    for field, name in ((40, "unk"), (41, "bos"), (42, "eos"), (43, "pad")):
+    for place, name in enumerate(("unk", "bos", "eos", "pad")):
+        index = ids.get(name, -1)
         # A negative number takes ten bytes; -1 says that there is no such token.
-        trainer += _number(field, ids.get(name, -1) & 0xFFFFFFFFFFFFFFFF)
+        trainer += _number(40 + place, index & 0xFFFFFFFFFFFFFFFF)
+        if index >= 0:
+            text = pieces[index].text.encode()
+            trainer += _varint(45 + place << 3 | _TEXT) + _varint(len(text)) + text
     normalizer = b"\x0a\x08identity" + _number(3, 0) + _number(4, 0) + _number(5, 1)
     for tag, body in ((b"\x12", trainer), (b"\x1a", normalizer)):
         parts.append(tag + _varint(len(body)) + body)

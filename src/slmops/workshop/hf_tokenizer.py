@@ -105,11 +105,7 @@ class _TokenizerReader:
     def _sentencepiece(
         self, model: Tree, tokens: list[str], kinds: list[int]
     ) -> Iterator[MetadataEntry]:
-        replace = self._tokenizer.get("normalizer") or {}
-        if replace.get("type") != "Replace" or replace.get("content") != MARK:
-            self._refuse(
-                "the normalizer of a SentencePiece tokenizer must replace spaces"
-            )
+        self._check_marked_spaces()
         scores = self._scores(model, tokens)
         for index, token in enumerate(tokens):
             if kinds[index] == NORMAL and is_byte(token):
@@ -127,6 +123,23 @@ class _TokenizerReader:
         yield metadata_entry("tokenizer.ggml.tokens", tokens, "STRING")
         yield metadata_entry("tokenizer.ggml.scores", scores, "FLOAT32")
         yield metadata_entry("tokenizer.ggml.token_type", kinds, "INT32")
+
+    def _check_marked_spaces(self) -> None:
+        replace = self._tokenizer.get("normalizer") or {}
+        if replace.get("type") != "Replace" or replace.get("content") != MARK:
+            self._refuse(
+                "the normalizer of a SentencePiece tokenizer must replace spaces"
+            )
+        # Gemma's splits at spaces, of which the normalizer has left none.
+        part = self._tokenizer.get("pre_tokenizer") or {}
+        if part and (part.get("type"), part.get("pattern")) != (
+            "Split",
+            {"String": " "},
+        ):
+            self._refuse(
+                f"the pre-tokenizer {part.get('type')!r} of a SentencePiece tokenizer is"
+                " not supported"
+            )
 
     def _scores(self, model: Tree, tokens: list[str]) -> list[float]:
         path = self._folder.file("tokenizer.model")

@@ -123,6 +123,29 @@ def test_a_vocabulary_that_contradicts_its_file_is_refused(tmp_path: Path) -> No
         open_checkpoint(tmp_path / "hf")
 
 
+GEMMAS_OWN = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
+
+
+@pytest.mark.parametrize("part", [GEMMAS_OWN, {"type": "Metaspace"}])
+def test_splitting_at_spaces_is_read_and_other_splitting_refused(
+    part: dict[str, object], tmp_path: Path
+) -> None:
+    export_checkpoint(write_tiny_gemma(tmp_path / "gemma.gguf"), tmp_path / "hf")
+    path = tmp_path / "hf" / "tokenizer.json"
+    document = json.loads(path.read_text()) | {"pre_tokenizer": part}
+    path.write_text(json.dumps(document))
+    if part is GEMMAS_OWN:
+        assert open_checkpoint(tmp_path / "hf").tensors
+        return
+    with pytest.raises(InvalidInputError, match="Metaspace"):
+        open_checkpoint(tmp_path / "hf")
+
+
 def test_other_normalization_is_refused(tmp_path: Path) -> None:
     export_checkpoint(write_tiny_gemma(tmp_path / "gemma.gguf"), tmp_path / "hf")
     path = tmp_path / "hf" / "tokenizer.json"
