@@ -184,7 +184,7 @@ class _Document:
 
 def _splitting(vocabulary: _Vocabulary) -> Tree:
     name = vocabulary.header.text("tokenizer.ggml.pre") or "(none)"
-    if name in {"gpt-2", "default"}:
+    if name == "gpt-2":
         return _LETTERS
     if name == "smollm":
         return {"type": "Sequence", "pretokenizers": [_DIGITS, _LETTERS]}

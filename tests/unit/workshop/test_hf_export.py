@@ -9,8 +9,15 @@ from slmops.domain.errors import ConflictError, InvalidInputError
 from slmops.registry.workspace import Workspace
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.llamacpp_scorer import LlamaCppScorer
-from slmops.testing.tiny_gguf import TinyLlama, stored_bytes, write_tiny_llama
-from slmops.workshop.gguf_file import read_header
+from slmops.testing.tiny_gguf import (
+    TinyLlama,
+    stored_bytes,
+    tiny_metadata,
+    tiny_weights,
+    write_tiny_llama,
+)
+from slmops.workshop.gguf_file import TensorEntry, read_header
+from slmops.workshop.gguf_writer import metadata_entry, with_metadata, write_gguf
 from slmops.workshop.hf_export import export_checkpoint
 from slmops.workshop.models import import_model, reference_path
 
@@ -123,6 +130,44 @@ def test_template_and_special_tokens_are_carried(tmp_path: Path) -> None:
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     assert tokenizer.encode("<|im_start|>") == [1]
     assert tokenizer.decode(tokenizer.encode("é 12 ok")) == "é 12 ok"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", ["gpt-2", "smollm", "qwen2", "llama-bpe"])
+def test_splitting_rules_cut_a_real_vocabulary_as_the_runtime_does(
+    rules: str, smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    words = [
+        entry
+        for entry in read_header(smollm2_gguf).metadata
+        if entry.key.startswith("tokenizer.")
+    ]
+    rule = metadata_entry("tokenizer.ggml.pre", rules, "STRING")
+    sizes = TinyLlama(width=32, layers=1, heads=2, kv_heads=1, vocabulary=49152)
+    tiny = [e for e in tiny_metadata(TinyLlama()) if not e.key.startswith("tokenizer.")]
+    changes = {
+        "llama.embedding_length": 32,
+        "llama.block_count": 1,
+        "llama.attention.head_count": 2,
+        "llama.attention.head_count_kv": 1,
+        "llama.vocab_size": 49152,
+    }
+    numbers = [metadata_entry(k, v, "UINT32") for k, v in changes.items()]
+    weights = tiny_weights(sizes, 0)
+    model = tmp_path / "tiny.gguf"
+    with model.open("wb") as file:
+        write_gguf(
+            file,
+            with_metadata([*tiny, *words], [rule, *numbers]),
+            [
+                TensorEntry(name=n, shape=tuple(reversed(w.shape)), kind="F32")
+                for n, w in weights.items()
+            ],
+            ((values.tobytes(),) for values in weights.values()),
+        )
+    export_checkpoint(model, tmp_path / "hf")
+    wanted = runtime_tokens(model, TRICKY)
+    assert checkpoint_tokens(tmp_path / "hf", TRICKY) == wanted
 
 
 @pytest.mark.slow
