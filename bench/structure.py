@@ -157,7 +157,7 @@ def depth(bench: Bench) -> Iterator[Row]:
         path = remove_blocks(source, gone, bench.folder / f"depth-{layers}.gguf")
         yield bench.row(f"{layers} blocks, measured", {"model": path})
     statistics = _statistics(bench)
-    for layers in _LAYERS:
+    for layers in _LAYERS[::2]:
         inputs = {"model": bench.model, "statistics": statistics}
         pruned = bench.run("influence", prune_depth, inputs, layers=layers)
         removals = decode_json(pruned["removal"].read_bytes(), Removals, where="")
@@ -178,6 +178,8 @@ def width(bench: Bench) -> Iterator[Row]:
             f"{feed_forward} channels" if feed_forward else f"{heads}/{kv_heads} heads"
         )
         for how, inputs in chosen.items():
+            if how == "weights only" and feed_forward != _WIDTHS[0][0]:
+                continue
             made = bench.run(
                 "width",
                 prune_width,

@@ -82,6 +82,32 @@ def test_any_text_survives_the_trimmed_tokenizer(
     scorer.close()
 
 
+def test_whatever_has_only_kept_tokens_keeps_them(
+    bpe_model: Path, run_job: RunJob, tmp_path: Path, open_scorer: OpenScorer
+) -> None:
+    """The rule trimming rests on, on words that mix kept and dropped merges."""
+    model, token_map = _trim(bpe_model, run_job, tmp_path, TEXT, 320)
+    old, new = open_scorer(bpe_model), open_scorer(model)
+    kept = set(token_map.tolist())
+    parts = st.sampled_from([*WORDS.split(), "er", "th", "tow", "n", " ", "riv", "s"])
+    seen = {True: 0, False: 0}
+
+    @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.lists(parts, min_size=1, max_size=6), st.sampled_from(["", " "]))
+    def keeps(words: list[str], between: str) -> None:
+        text = between.join(words)
+        before, after = old.tokenize(text), new.tokenize(text)
+        is_kept = set(before) <= kept
+        seen[is_kept] += 1
+        if is_kept:
+            assert token_map[after].tolist() == before
+        else:
+            assert len(after) >= len(before)
+
+    keeps()
+    assert min(seen.values()) > 20
+
+
 def test_every_byte_and_every_special_token_stays(
     trimmed: tuple[Path, TokenMap],
 ) -> None:
