@@ -1,12 +1,16 @@
 """Jobs on a real Ray cluster of this machine: same results, kills survived, no strays."""
 
 import importlib.util
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,10 +30,20 @@ from slmops.workshop.jobs.job import unheard
 from slmops.workshop.jobs.order import Order
 from slmops.workshop.jobs.processes import JobProcesses
 from slmops.workshop.jobs.ray_executor import RayExecutor, ray_executor
+from slmops.workshop.pipeline import BuildOptions
 
 pytestmark = pytest.mark.slow
 
 TEXT = ("The quick brown fox jumps over the lazy dog. " * 900).encode()
+BLUEPRINT = """
+name: tiny
+model: tiny
+classes: [{name: any, context_tokens: 256}]
+candidates: [Q4_0]
+quality: {max_kld_times_8bit: 1000000, min_same_top1: 0}
+evaluation: {max_tokens: 64, window_tokens: 64, speed_runs: 3}
+golden: {prompts: prompts.txt, answer_tokens: 2}
+"""
 CHILD = "slmops.workshop.jobs.child"
 
 
@@ -62,7 +76,7 @@ def quantize(blobs: BlobStore, folder: Path, kind: str = "Q4_0") -> Order:
         key=f"quantize-{kind}",
         kind="quantize",
         inputs={"model": blobs.put_bytes(path.read_bytes())},
-        parameters={"quantization": kind},
+        parameters={"quantization": kind, "rounding": "nearest"},
     )
 
 
@@ -199,6 +213,38 @@ def test_everything_listens_on_loopback(ray_jobs: RayExecutor) -> None:
     ports = {port for pid in ray_processes() for port in listening(pid)}
     assert ports
     assert all(is_loopback(address) for address in ports), ports
+
+
+def test_a_build_on_ray_leaves_a_local_one_nothing_to_compute(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("One?\nTwo?\n")
+    (tmp_path / "blueprint.yaml").write_text(BLUEPRINT)
+    write_tiny_llama(tmp_path / "tiny.gguf", 4)
+
+    def slmops(*words: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", "slmops", *words, "--json"],
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    slmops("model", "import", "tiny.gguf", "--name", "tiny")
+    on_ray = slmops("build", "blueprint.yaml", "--executor", "ray")
+    assert on_ray["steps_computed"] > 0
+    here = slmops("build", "blueprint.yaml")
+    assert (here["steps_computed"], here["build"]) == (0, on_ray["build"])
+
+
+def test_an_address_without_ray_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="needs executor ray"):
+        BuildOptions(ray_address="auto")
+    with pytest.raises(InvalidInputError, match="local or ray, got 'dask'"):
+        BuildOptions(executor="dask")
 
 
 def another(executor: RayExecutor, *, read_in_place: bool = True) -> RayExecutor:
