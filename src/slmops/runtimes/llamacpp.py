@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.runtimes.base import Scorer, WorkerSettings
 from slmops.runtimes.child import announce_ready
+from slmops.runtimes.continuations import Continuations
 
 if TYPE_CHECKING:
     import xllamacpp
@@ -62,6 +63,16 @@ class LlamaCppRuntime:
         self.version()
         check_magic(artefact)
         return LlamaCppScorer(artefact, settings)
+
+    def open_continuations(
+        self, artefact: Path, settings: WorkerSettings
+    ) -> Continuations:
+        """Load for ranking; see `slmops.runtimes.continuations.Continuations`."""
+        from slmops.runtimes.llamacpp_continuations import LlamaCppContinuations
+
+        self.version()
+        check_magic(artefact)
+        return LlamaCppContinuations(artefact, settings)
 
 
 def check_magic(artefact: Path) -> None:

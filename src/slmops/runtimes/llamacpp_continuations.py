@@ -1,0 +1,324 @@
+"""How likely llama.cpp finds each of several continuations of one prompt.
+
+The prompt is computed once; the continuations, as a tree of shared beginnings, in one
+batch behind it. A node of the tree belongs to every sequence that passes through it,
+which the unified key-value cache allows, so nothing is computed twice. The last token
+of a continuation is only looked up, never computed.
+"""
+
+import ctypes
+import math
+from collections.abc import Iterator, Sequence
+from ctypes import POINTER, c_bool, c_int8, c_int32, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slmops.domain.errors import InvalidInputError, UnavailableError
+from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.llamacpp_scorer import LlamaCppScorer, _Batch, _ContextParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+MAX_SEQUENCES = 65
+"""The prompt's own and those of 64 continuations; more are computed in several batches."""
+_TREE_TOKENS = 256
+_WAVE_NATS = 3.0
+"""Nodes so much less likely than the likeliest wait for the next wave."""
+_UNIFIED, _FLAGS = 29, slice(24, 30)
+"""Of the context's structure behind its named fields: embeddings, offload_kqv, no_perf,
+op_offload, swa_full, kv_unified."""
+_FLAG_DEFAULTS = [0, 1, 1, 1, 1, 0]
+
+
+@dataclass(slots=True)
+class _Node:
+    """One token of a continuation, or several continuations' shared one."""
+
+    token: int
+    depth: int
+    bound: float
+    """log p of the tokens down to here: none of its continuations is likelier."""
+    sequences: list[int]
+
+
+class _Tree:
+    """Continuations by what they begin with; grows along what is likely enough."""
+
+    def __init__(
+        self,
+        continuations: Sequence[Sequence[int]],
+        first: "npt.NDArray[np.float64]",
+    ) -> None:
+        self._continuations = continuations
+        self.scores: list[list[float]] = [[] for _ in continuations]
+        self._waiting: list[_Node] = []
+        self.best = self._branch(range(1, len(continuations) + 1), 0, 0.0, first)
+
+    def next_wave(self, least: float) -> list[_Node]:
+        """Take nodes to compute together: near the likeliest one, none below `least`.
+
+        Small batches cost as much a token as large ones do, so little is computed that
+        a better continuation would have ruled out.
+        """
+        self._waiting = [node for node in self._waiting if node.bound >= least]
+        if not self._waiting:
+            return []
+        top = max(node.bound for node in self._waiting)
+        near = max(least, top - _WAVE_NATS) if math.isfinite(least) else -math.inf
+        wave = [node for node in self._waiting if node.bound >= near][:_TREE_TOKENS]
+        taken = set(map(id, wave))
+        self._waiting = [node for node in self._waiting if id(node) not in taken]
+        return wave
+
+    def follow(self, node: _Node, logprobs: "npt.NDArray[np.float64]") -> float:
+        """Add what follows a node and return log p of the likeliest that ends there."""
+        return self._branch(node.sequences, node.depth + 1, node.bound, logprobs)
+
+    def _branch(
+        self,
+        sequences: Sequence[int],
+        depth: int,
+        bound: float,
+        logprobs: "npt.NDArray[np.float64]",
+    ) -> float:
+        best, below = -math.inf, dict[int, _Node]()
+        for sequence in sequences:
+            tokens = self._continuations[sequence - 1]
+            token, score = tokens[depth], float(logprobs[tokens[depth]])
+            self.scores[sequence - 1].append(score)
+            if len(tokens) == depth + 1:
+                best = max(best, bound + score)
+            elif token in below:
+                below[token].sequences.append(sequence)
+            else:
+                below[token] = _Node(
+                    token=token, depth=depth, bound=bound + score, sequences=[sequence]
+                )
+        self._waiting += below.values()
+        return best
+
+
+class LlamaCppContinuations(LlamaCppScorer):
+    """A scorer that also ranks continuations; see `slmops.runtimes.continuations.Continuations`."""
+
+    def __init__(self, artefact: Path, settings: WorkerSettings) -> None:
+        super().__init__(artefact, settings)
+        for name, result, arguments in _PROTOTYPES:
+            function = getattr(self._lib, name)
+            function.restype, function.argtypes = result, arguments
+        self._memory = self._lib.llama_get_memory(self._context)
+        self._held: list[int] = []
+
+    def end_of_turn(self, following: str) -> int:
+        """Return the token that ends an answer.
+
+        Args:
+            following: what the model's chat template writes behind an answer; its first
+                token that ends generation is the one. Without any, the model's own end.
+        """
+        for token in self.tokenize_prompt(following):
+            if self._lib.llama_vocab_is_eog(self._vocab, token):
+                return token
+        return int(self._lib.llama_vocab_eos(self._vocab))
+
+    def tokenize_prompt(self, text: str) -> list[int]:
+        """Return token ids of a rendered prompt: special tokens are parsed and added."""
+        raw = text.encode()
+        room = len(raw) + 8
+        tokens = (c_int32 * room)()
+        count = self._lib.llama_tokenize(
+            self._vocab, raw, len(raw), tokens, room, True, True
+        )
+        if count < 0:
+            raise InvalidInputError(
+                f"prompt of {len(raw)} bytes could not be tokenized"
+            )
+        return list(tokens[:count])
+
+    def hold(self, tokens: Sequence[int]) -> None:
+        """Compute the beginning that all prompts share, once."""
+        self._lib.llama_memory_clear(self._memory, True)
+        self._held = list(tokens)
+        if self._held:
+            self._compute(self._held, 0)
+
+    def score(
+        self,
+        prompt: Sequence[int],
+        continuations: Sequence[Sequence[int]],
+        *,
+        margin: float = math.inf,
+    ) -> "list[npt.NDArray[np.float64]]":
+        """Return the log-probability of each token of each continuation, nats.
+
+        What comes out does not depend on what was scored before.
+
+        Args:
+            prompt: 1 or more tokens.
+            continuations: each of 1 or more tokens, behind the prompt.
+            margin: nats, >= 0. A continuation that is certainly so much less likely than
+                the likeliest may be left off early: its array is shorter, and what is
+                there adds up to an upper bound.
+
+        Raises:
+            InvalidInputError: a token outside the vocabulary, nothing to score, or a
+                prompt and its longest continuation longer than the context.
+            UnavailableError: the engine failed.
+        """
+        self._check_all(prompt, continuations)
+        kept = len(self._held)
+        if not (kept < len(prompt) and list(prompt[:kept]) == self._held):
+            self.hold([])
+            kept = 0
+        first = self._compute(prompt[kept:], kept)
+        found, best = [], -math.inf
+        for part in _parts(continuations):
+            tree = _Tree(part, first)
+            best = max(best, tree.best)
+            found += self._score_tree(tree, len(prompt), best, margin)
+            best = max([best, *_complete(found, continuations)])
+        self._lib.llama_memory_seq_rm(self._memory, 0, kept, -1)
+        return found
+
+    def logits(self, tokens: Sequence[int]) -> "npt.NDArray[np.float32]":
+        """Score one window from empty context; see `slmops.runtimes.base.Scorer`."""
+        scores = super().logits(tokens)
+        self.hold([])
+        return scores
+
+    def _context_params(self, settings: WorkerSettings) -> _ContextParams:
+        parameters = super()._context_params(settings)
+        if list(parameters.rest[_FLAGS]) != _FLAG_DEFAULTS:
+            raise UnavailableError(
+                f"the context's flags must default to {_FLAG_DEFAULTS}, got"
+                f" {list(parameters.rest[_FLAGS])}: llama.cpp's structures have changed"
+            )
+        parameters.rest[_UNIFIED] = 1
+        parameters.n_seq_max = MAX_SEQUENCES
+        parameters.n_ctx = settings.context_tokens + _TREE_TOKENS
+        parameters.n_batch = parameters.n_ubatch = _TREE_TOKENS
+        parameters.n_outputs_max = parameters.n_outputs_max_per_seq = _TREE_TOKENS
+        return parameters
+
+    def _check_all(
+        self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> None:
+        if not continuations or not all(continuations):
+            raise InvalidInputError("continuations must have at least one token each")
+        longest = max(map(len, continuations))
+        if longest > _TREE_TOKENS:
+            raise InvalidInputError(
+                f"a continuation must have at most {_TREE_TOKENS} tokens, got {longest}"
+            )
+        self._check(prompt)
+        for tokens in continuations:
+            self._check(tokens)
+        if len(prompt) + longest > self._limit:
+            raise InvalidInputError(
+                f"a prompt and its continuation must have at most {self._limit} tokens,"
+                f" got {len(prompt)} and {longest}"
+            )
+
+    def _compute(self, tokens: Sequence[int], begin: int) -> "npt.NDArray[np.float64]":
+        """Compute tokens of sequence 0 and return log-probabilities behind the last."""
+        for first in range(0, len(tokens), _TREE_TOKENS):
+            part = tokens[first : first + _TREE_TOKENS]
+            last = first + len(part) - 1 if first + len(part) == len(tokens) else -1
+            self._run(
+                [
+                    (token, begin + at, (0,), at == last)
+                    for at, token in enumerate(part, start=first)
+                ]
+            )
+        return self._row(-1)
+
+    def _score_tree(
+        self, tree: "_Tree", begin: int, best: float, margin: float
+    ) -> "list[npt.NDArray[np.float64]]":
+        """Compute a tree in waves, the likeliest nodes first."""
+        import numpy as np
+
+        sequences = range(1, len(tree.scores) + 1)
+        for sequence in sequences:
+            self._lib.llama_memory_seq_cp(self._memory, 0, sequence, -1, -1)
+        while wave := tree.next_wave(best - margin):
+            self._run(
+                [
+                    (node.token, begin + node.depth, tuple(node.sequences), True)
+                    for node in wave
+                ]
+            )
+            for row, node in enumerate(wave):
+                best = max(best, tree.follow(node, self._row(row)))
+        for sequence in sequences:
+            self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return [np.array(scores) for scores in tree.scores]
+
+    def _row(self, row: int) -> "npt.NDArray[np.float64]":
+        import numpy as np
+
+        found = self._lib.llama_get_logits_ith(self._context, row)
+        if not found:
+            raise UnavailableError("llama.cpp gave no logits")
+        logits = np.ctypeslib.as_array(found, (self.vocabulary,))
+        top = float(logits.max())
+        if not np.isfinite(top):
+            raise InvalidInputError(
+                "the model's logits are not finite: its weights are bad"
+            )
+        total = float(np.exp(logits - top).sum(dtype=np.float64))
+        shifted: npt.NDArray[np.float64] = np.asarray(logits, np.float64) - top
+        return shifted - math.log(total)
+
+    def _run(self, rows: Sequence[tuple[int, int, tuple[int, ...], bool]]) -> None:
+        """Decode rows of token, position, sequences, and whether logits are wanted."""
+        count = len(rows)
+        sequences = [(c_int32 * len(row[2]))(*row[2]) for row in rows]
+        batch = _Batch(
+            n_tokens=count,
+            token=(c_int32 * count)(*(row[0] for row in rows)),
+            pos=(c_int32 * count)(*(row[1] for row in rows)),
+            n_seq_id=(c_int32 * count)(*(len(row[2]) for row in rows)),
+            seq_id=(POINTER(c_int32) * count)(
+                *(ctypes.cast(each, POINTER(c_int32)) for each in sequences)
+            ),
+            logits=(c_int8 * count)(*(row[3] for row in rows)),
+        )
+        code = self._lib.llama_decode(self._context, batch)
+        if code != 0:
+            raise UnavailableError(f"llama_decode failed ({code})")
+
+
+def _parts(continuations: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Cut continuations into parts whose trees fit one batch."""
+    part: list[Sequence[int]] = []
+    size = 0
+    for tokens in continuations:
+        full = len(part) == MAX_SEQUENCES - 1 or size + len(tokens) > _TREE_TOKENS
+        if part and full:
+            yield part
+            part, size = [], 0
+        part.append(tokens)
+        size += len(tokens)
+    if part:
+        yield part
+
+
+def _complete(
+    found: "Sequence[npt.NDArray[np.float64]]", continuations: Sequence[Sequence[int]]
+) -> Iterator[float]:
+    """Yield log p of what was scored to its end."""
+    for scores, tokens in zip(found, continuations, strict=False):
+        if len(scores) == len(tokens):
+            yield float(scores.sum())
+
+
+_PROTOTYPES: tuple[tuple[str, Any, list[Any]], ...] = (
+    ("llama_memory_seq_rm", c_bool, [c_void_p, c_int32, c_int32, c_int32]),
+    ("llama_memory_seq_cp", None, [c_void_p, c_int32, c_int32, c_int32, c_int32]),
+    ("llama_vocab_is_eog", c_bool, [c_void_p, c_int32]),
+    ("llama_vocab_eos", c_int32, [c_void_p]),
+)

@@ -1,0 +1,113 @@
+"""Continuations of a prompt score as they would one by one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slmops.domain.errors import InvalidInputError
+from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.continuations import Continuations, open_continuations
+from slmops.testing.tiny_gguf import write_tiny_llama
+
+PROMPT = [1, 40, 41, 42, 43, 44, 45]
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Continuations]:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    write_tiny_llama(path)
+    found = open_continuations(
+        "llamacpp", path, WorkerSettings(threads=1, context_tokens=128)
+    )
+    yield found
+    found.close()
+
+
+def one_by_one(
+    scorer: Continuations, prompt: list[int], tokens: list[int]
+) -> list[float]:
+    logits = scorer.logits([*prompt, *tokens]).astype(np.float64)
+    logprobs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    begin = len(prompt) - 1
+    return [float(logprobs[begin + at, token]) for at, token in enumerate(tokens)]
+
+
+def test_a_tree_scores_as_each_continuation_alone(scorer: Continuations) -> None:
+    continuations = [[50, 51, 2], [50, 52, 2], [50, 2], [60], [61, 62, 63, 64, 2]]
+    found = scorer.score(PROMPT, continuations)
+    for scores, tokens in zip(found, continuations, strict=True):
+        assert scores.tolist() == pytest.approx(
+            one_by_one(scorer, PROMPT, tokens), abs=1e-4
+        )
+
+
+def test_more_continuations_than_sequences_score_the_same(
+    scorer: Continuations,
+) -> None:
+    continuations = [[first, 80, 2] for first in range(10, 200)]
+    found = scorer.score(PROMPT, continuations)
+    assert len(found) == 190
+    for at in (0, 63, 64, 189):
+        assert found[at].tolist() == pytest.approx(
+            one_by_one(scorer, PROMPT, continuations[at]), abs=1e-4
+        )
+
+
+def test_what_was_scored_before_changes_nothing(scorer: Continuations) -> None:
+    scorer.hold(PROMPT[:3])
+    first = scorer.score(PROMPT, [[50, 51], [52, 53]])
+    scorer.score([*PROMPT[:3], 99, 98], [[70, 71, 72]])
+    again = scorer.score(PROMPT, [[50, 51], [52, 53]])
+    assert [each.tolist() for each in first] == [each.tolist() for each in again]
+    other = scorer.score([9, 9, 9], [[50, 51]])
+    assert other[0].tolist() == pytest.approx(
+        one_by_one(scorer, [9, 9, 9], [50, 51]), abs=1e-4
+    )
+
+
+def test_a_margin_keeps_the_likeliest_exact_and_bounds_the_rest(
+    scorer: Continuations,
+) -> None:
+    short = [[first] for first in range(10, 20)]
+    long = [[first, 80, 81, 2] for first in range(30, 60)]
+    continuations = [*short, *long]
+    whole = [each.sum() for each in scorer.score(PROMPT, continuations)]
+    cut = scorer.score(PROMPT, continuations, margin=2.0)
+    best, left_off = max(whole), 0
+    for full, part, tokens in zip(whole, cut, continuations, strict=True):
+        if len(part) == len(tokens):
+            assert part.sum() == pytest.approx(full, abs=1e-4)
+        else:
+            left_off += 1
+            assert full - 1e-4 <= part.sum() < best - 2.0 + 1e-4
+    assert left_off == len(long)
+    assert int(np.argmax([each.sum() for each in cut])) == int(np.argmax(whole))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continuations"),
+    [
+        (PROMPT, []),
+        (PROMPT, [[5], []]),
+        (PROMPT, [[300]]),
+        ([], [[5]]),
+        ([5] * 127, [[5, 6]]),
+        (PROMPT, [[5] * 300]),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(
+    scorer: Continuations, prompt: list[int], continuations: list[list[int]]
+) -> None:
+    with pytest.raises(InvalidInputError, match="must"):
+        scorer.score(prompt, continuations)
+
+
+def test_the_end_of_a_turn_is_what_the_template_writes(scorer: Continuations) -> None:
+    assert scorer.end_of_turn("<|im_end|>\n<|im_start|>user\n") == 2
+
+
+def test_a_runtime_without_continuations_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="ask with method generate"):
+        open_continuations("echo", tmp_path / "a", WorkerSettings())
