@@ -318,7 +318,7 @@ class RecoverPlan:
     """A short distillation of quantized candidates against their 16-bit selves."""
 
     candidates: tuple[str, ...]
-    """Which quantizations; each is then tried with and without."""
+    """Which quantizations, ``MIXED`` for all mixes; each is tried with and without."""
     steps: int = 100
     """Steps of training."""
     learning_rate: float = 1e-5
@@ -384,6 +384,11 @@ class Recipe:
     """How many structures are tried."""
     seed: int = 0
     """Of any chance in training and search."""
+
+    @property
+    def changes_sizes(self) -> bool:
+        """Whether it tries what is smaller than the blueprint's plain candidates."""
+        return bool(self.structures) or self.mixed is not None
 
     def __post_init__(self) -> None:
         names = [structure.name for structure in self.structures]

@@ -15,6 +15,8 @@ from slmops.workshop.workbench import Workbench, job_step
 
 ARTEFACT = "artefact"
 FILE = "file"
+MIXED = "MIXED"
+"""Quantization of whatever has an assignment."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,7 @@ class Making:
     def _parameters(self) -> dict[str, Value]:
         mixed = self.assignment is not None
         return {
-            "quantization": "MIXED" if mixed else self.quantization,
+            "quantization": MIXED if mixed else self.quantization,
             "rounding": str(self.rounding),
         }
 

@@ -115,7 +115,8 @@ def plan_build(
         InvalidInputError: an unknown candidate, one that needs an importance matrix, or
             a context longer than the model's.
         OverBudgetError: no candidate can meet a class's budget; the message names the
-            class, the closest candidate and the nearest change that helps.
+            class, the closest candidate and the nearest change that helps. A recipe
+            with other structures or mixes may do what no candidate can.
     """
     _check_contexts(blueprint, record)
     header = read_header(reference)
@@ -145,8 +146,9 @@ def plan_build(
             for name, file in files.items()
         ),
     )
-    for index, device_class in enumerate(blueprint.classes):
-        _refuse_impossible(plan, index, device_class)
+    if not blueprint.recipe.changes_sizes:
+        for index, device_class in enumerate(blueprint.classes):
+            _refuse_impossible(plan, index, device_class)
     return plan
 
 

@@ -64,9 +64,27 @@ KINDS: Mapping[str, JobKind] = {
             f"{_HERE}.quantize_job",
             f"{_HERE}.quantize",
             f"{_HERE}.mixes",
+            *(f"{_HERE}.precision.{name}" for name in ("blocks", "compensated")),
+            f"{_HERE}.precision.statistics_file",
             *_GGUF,
         ),
         packages=("libgguf", "gguf", "numpy"),
+    ),
+    "statistics": JobKind(
+        function=f"{_HERE}.precision.collect:collect_statistics",
+        code=(
+            f"{_HERE}.precision.collect",
+            f"{_HERE}.precision.statistics_file",
+            "slmops.runtimes.llamacpp_activations",
+        ),
+        packages=("numpy", "xllamacpp"),
+        wide=True,
+    ),
+    "sensitivity": JobKind(
+        function=f"{_HERE}.precision.measure:run",
+        code=(f"{_HERE}.precision", f"{_HERE}.quantize", f"{_HERE}.score_file", *_GGUF),
+        packages=("libgguf", "gguf", "numpy", "xllamacpp"),
+        wide=True,
     ),
     "trim-vocabulary": JobKind(
         function=f"{_HERE}.structure.vocabulary:trim_vocabulary",

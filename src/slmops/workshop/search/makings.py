@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from slmops.domain.blueprint import CONTROL_QUANTIZATION
-from slmops.workshop.artefacts import Making
+from slmops.domain.recipe import RecoverPlan, Rounding
+from slmops.workshop.artefacts import MIXED, Making
+from slmops.workshop.search.mixes import mixed_makings, stock_assignment
 from slmops.workshop.search.structures import Levers, Structure
 
 
@@ -51,5 +53,34 @@ def _makings(levers: Levers, structure: Structure) -> Iterator[Making]:
             statistics=levers.statistics(structure.model),
             rounding=calibration.rounding,
         )
-    for name in dict.fromkeys(blueprint.candidates):
-        yield replace(plain, quantization=name)
+    found = [
+        replace(plain, quantization=name)
+        for name in dict.fromkeys(blueprint.candidates)
+    ]
+    if blueprint.recipe.mixed is not None:
+        found += mixed_makings(levers, structure, plain, blueprint.recipe.mixed)
+    for making in found:
+        yield making
+        if _is_recovered(making, blueprint.recipe.recover):
+            yield _recovered(levers, structure, making)
+
+
+def _is_recovered(making: Making, plan: RecoverPlan | None) -> bool:
+    if plan is None:
+        return False
+    mixed = making.assignment is not None and MIXED in plan.candidates
+    return mixed or making.quantization in plan.candidates
+
+
+def _recovered(levers: Levers, structure: Structure, making: Making) -> Making:
+    """Return it trained for its own types: rounded to nearest, as it was in training."""
+    assignment = making.assignment or stock_assignment(levers, making)
+    return replace(
+        making,
+        model=levers.recovered(structure, assignment),
+        assignment=assignment,
+        statistics=None,
+        calibration=None,
+        rounding=Rounding.NEAREST,
+        recovered=True,
+    )

@@ -15,6 +15,7 @@ from slmops.domain.recipe import (
     CalibrationPlan,
     Distill,
     Finetune,
+    MixedPlan,
     PruneDepth,
     PruneWidth,
     RecipeStep,
@@ -28,6 +29,7 @@ from slmops.workshop.text_sources import calibration_text, read_data, read_text
 
 MODEL = "model"
 _WINDOW_TOKENS = 256
+_SENSITIVITY_WINDOW = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +83,34 @@ class Levers:
             },
         )
         return record["statistics"]
+
+    def sensitivity(self, model: Digest) -> Digest:
+        """Return how each tensor of a 16-bit model bears each type."""
+        mixed = self.build.blueprint.recipe.mixed or MixedPlan()
+        record = self._run(
+            "sensitivity",
+            "sensitivity",
+            {
+                MODEL: model,
+                "text": self.text,
+                "statistics": self.statistics(model),
+            },
+            {"tokens": mixed.tokens, "window_tokens": _SENSITIVITY_WINDOW},
+        )
+        return record["sensitivity"]
+
+    def recovered(self, structure: Structure, assignment: Digest) -> Digest:
+        """Return a structure's weights, trained for the types of an assignment."""
+        plan = self.build.blueprint.recipe.recover
+        if plan is None:
+            raise InvalidInputError("recipe.recover is needed here, got none")
+        record = self._run(
+            f"{structure.name}: recover",
+            "recover",
+            {MODEL: structure.model, "text": self.text, "assignment": assignment},
+            {"max_steps": plan.steps, "learning_rate": plan.learning_rate},
+        )
+        return record[MODEL]
 
     def base(self, model: Digest) -> Structure:
         """Return the structure that changes nothing."""
