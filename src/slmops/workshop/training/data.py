@@ -80,7 +80,14 @@ def read_prompts(path: Path) -> tuple[Example, ...]:
         InvalidInputError: as `read_examples`.
         NotFoundError: no such file.
     """
-    return tuple(_read(path, _Form(path, answered=False)))
+    prompts = tuple(_read(path, _Form(path, answered=False)))
+    _refuse_duplicates(prompts)
+    return prompts
+
+
+def is_readable(text: str) -> bool:
+    """Tell whether a text may be the content of a turn: not empty, no garbage."""
+    return bool(text.strip()) and _GARBAGE.search(text) is None
 
 
 def refuse_leakage(training: Iterable[Example], held_out: Iterable[Example]) -> None:

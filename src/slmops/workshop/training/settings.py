@@ -12,9 +12,8 @@ from slmops.workshop.training.batches import SCHEDULES
 
 PRECISIONS = ("auto", "bf16", "fp32")
 METHODS = ("lora", "full")
-TARGETS = "attention,feed_forward"
 
-Settings = TypeVar("Settings", bound="LoopSettings")
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +161,7 @@ def read_settings(job: Job, kind: type[Settings]) -> Settings:
         InvalidInputError: an unknown name, a wrong type or an impossible value.
     """
     types = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for name in job.parameters:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
