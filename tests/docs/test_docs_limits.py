@@ -13,7 +13,8 @@ from slmops.control.settings import ControlSettings
 from slmops.domain.blueprint import Blueprint, EvaluationPlan, RolloutPolicy
 from slmops.domain.device import DeviceClass, Range
 from slmops.domain.errors import InvalidInputError
-from slmops.domain.recipe import Finetune, PruneDepth, RecoverPlan, TrimVocabulary
+from slmops.domain.levers import Finetune, PruneDepth, TrimVocabulary
+from slmops.domain.recipe import RecoverPlan
 from slmops.domain.tasks import TaskKind, TaskPlan
 from slmops.registry.workspace import Workspace
 from slmops.wire.field_docs import documents_in

@@ -5,18 +5,15 @@ from collections.abc import Callable
 import pytest
 
 from slmops.domain.errors import InvalidInputError
-from slmops.domain.recipe import (
-    CalibrationPlan,
+from slmops.domain.levers import (
     Distill,
     Finetune,
-    MixedPlan,
     PruneDepth,
     PruneWidth,
-    Recipe,
     RecipeStep,
-    StructurePlan,
     TrimVocabulary,
 )
+from slmops.domain.recipe import CalibrationPlan, MixedPlan, Recipe, StructurePlan
 
 DEPTH = RecipeStep(prune_depth=PruneDepth(layers=(20, 24)))
 WIDTH = RecipeStep(prune_width=PruneWidth(feed_forward=(1024, 1280), kv_heads=2))

@@ -16,18 +16,15 @@ from slmops.domain.blueprint import (
     WavePlan,
 )
 from slmops.domain.device import Budget, DeviceClass
-from slmops.domain.recipe import (
-    CalibrationPlan,
+from slmops.domain.levers import (
     Distill,
     Finetune,
-    MixedPlan,
     PruneDepth,
     PruneWidth,
-    RecoverPlan,
-    SearchPlan,
     Sparsify,
     TrimVocabulary,
 )
+from slmops.domain.recipe import CalibrationPlan, MixedPlan, RecoverPlan, SearchPlan
 from slmops.domain.tasks import TaskPlan
 
 

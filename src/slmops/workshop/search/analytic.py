@@ -9,13 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from slmops.domain.device import DeviceClass
-from slmops.domain.recipe import (
-    PruneDepth,
-    PruneWidth,
-    RecipeStep,
-    StructurePlan,
-    TrimVocabulary,
-)
+from slmops.domain.levers import PruneDepth, PruneWidth, RecipeStep, TrimVocabulary
+from slmops.domain.recipe import StructurePlan
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.forecast import (
     MIB,

@@ -10,19 +10,16 @@ from dataclasses import dataclass, replace
 
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import Digest
-from slmops.domain.recipe import (
-    BASE,
-    CalibrationPlan,
+from slmops.domain.levers import (
     Distill,
     Finetune,
-    MixedPlan,
     PruneDepth,
     PruneWidth,
     RecipeStep,
     Sparsify,
-    StructurePlan,
     TrimVocabulary,
 )
+from slmops.domain.recipe import BASE, CalibrationPlan, MixedPlan, StructurePlan
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.jobs.job import Value
 from slmops.workshop.text_sources import calibration_text, read_data, read_text

@@ -12,17 +12,19 @@ from slmops.domain.blueprint import (
     QualityFloor,
 )
 from slmops.domain.device import Budget, DeviceClass
-from slmops.domain.recipe import (
-    CalibrationPlan,
+from slmops.domain.levers import (
     DepthMethod,
-    MixedPlan,
     PruneDepth,
     PruneWidth,
-    Recipe,
     RecipeStep,
+    TrimVocabulary,
+)
+from slmops.domain.recipe import (
+    CalibrationPlan,
+    MixedPlan,
+    Recipe,
     SearchPlan,
     StructurePlan,
-    TrimVocabulary,
 )
 from slmops.domain.tasks import TaskKind, TaskPlan
 from slmops.registry.workspace import Workspace
