@@ -22,7 +22,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    files = write_report(sample_build(), tmp_path_factory.mktemp("report"))
+    heat = {(layer, "attn_q"): 0.001 * (1 + layer) for layer in range(30)}
+    files = write_report(
+        sample_build(), tmp_path_factory.mktemp("report"), sensitivity=heat
+    )
     return Path(files["page"]).as_uri()
 
 
@@ -43,6 +46,7 @@ def opened(browser: Browser, address: str, width: int) -> Page:
     page.on("request", lambda request: problems.append(request.url))
     page.goto(address)
     page.wait_for_selector("#chart.vega-embed svg")
+    page.wait_for_selector("#heat.vega-embed svg")
     assert [one for one in problems if one != address] == []
     return page
 
@@ -54,9 +58,10 @@ def test_the_page_is_never_wider_than_the_screen(
     page = opened(browser, address, width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     # The script has drawn the chart anew: nothing of it may spill either.
-    box = page.locator("figure .scroll").bounding_box()
-    assert box is not None
-    assert box["x"] + box["width"] <= width
+    for figure in page.locator("figure .scroll").all():
+        box = figure.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= width
     page.close()
 
 
@@ -67,7 +72,7 @@ def test_on_a_phone_the_chart_stays_readable_and_scrolls_in_its_own_box(
     chart = page.locator("#chart svg").bounding_box()
     assert chart is not None
     assert chart["width"] >= 700
-    scrolled = page.locator("figure .scroll").evaluate(
+    scrolled = page.locator("figure .scroll").first.evaluate(
         "box => { box.scrollLeft = 200; return box.scrollLeft; }"
     )
     assert scrolled == 200

@@ -24,7 +24,7 @@ _output = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     default=_REPORT_FOLDER,
     show_default=True,
-    help="Folder for build.html, pareto.png, pareto.svg and build.json.",
+    help="Folder for build.html, charts, build.json, card, BOM and provenance.",
 )
 
 _mlflow = click.option(
@@ -59,6 +59,11 @@ _ray_address = click.option(
     is_flag=True,
     help="Choose below the quality floor too; its release must be forced.",
 )
+@click.option(
+    "--locked",
+    is_flag=True,
+    help="Build only what the lock file beside BLUEPRINT holds, else say what differs.",
+)
 @_executor
 @_ray_address
 @_mlflow
@@ -70,6 +75,7 @@ def build(  # noqa: PLR0917 - options are arguments
     blueprint: Path,
     candidates: str | None,
     below_floor: bool,
+    locked: bool,
     executor: str,
     ray_address: str | None,
     mlflow: str | None,
@@ -80,15 +86,18 @@ def build(  # noqa: PLR0917 - options are arguments
 
     Every candidate is evaluated in the runtime that will serve it, next to two control
     rows: the reference against itself, and 8-bit. Finished steps are kept: a second
-    build computes nothing, and a killed one goes on where it was.
+    build computes nothing, and a killed one goes on where it was. What BLUEPRINT stood
+    for (model, files, structures, tools) is locked in a file beside it.
 
     Example: slmops build blueprint.yaml
     """
-    from slmops.workshop.blueprints import load_blueprint
+    from slmops.workshop.blueprints import load_resolved
     from slmops.workshop.pipeline import BuildOptions, run_build
-    from slmops.workshop.report.page import write_report
+    from slmops.workshop.recipe_lock import lock_build
 
-    wanted = load_blueprint(blueprint)
+    resolved = load_resolved(blueprint)
+    lock_build(resolved, workspace, blueprint, locked=locked)
+    wanted = resolved.blueprint
     tracking = _tracking(mlflow, wanted.name)
     options = BuildOptions(
         candidates=_names(candidates),
@@ -104,7 +113,7 @@ def build(  # noqa: PLR0917 - options are arguments
             options=options,
             progress=progress,
         )
-    files = write_report(run.result, output)
+    files = _write(workspace, run.result, output)
     logged = _log(tracking, run.result)
     if as_json:
         render.json_document(
@@ -147,11 +156,10 @@ def report(
     Example: slmops report --output build-report
     """
     from slmops.workshop.builds import load_build
-    from slmops.workshop.report.page import write_report
 
     result = load_build(workspace, build_id)
     tracking = _tracking(mlflow, result.blueprint.name)
-    files = write_report(result, output)
+    files = _write(workspace, result, output)
     _log(tracking, result)
     if as_json:
         render.json_document(result)
@@ -162,6 +170,17 @@ def report(
 
 build.add_command(show)
 build.add_command(compare)
+
+
+def _write(
+    workspace: Workspace, result: "BuildResult", output: Path
+) -> dict[str, Path]:
+    from slmops.registry.blobs import BlobStore
+    from slmops.workshop.report.page import write_report
+    from slmops.workshop.report.sensitivity import measured_heat
+
+    heat = measured_heat(result, BlobStore(workspace.blobs))
+    return write_report(result, output, sensitivity=heat)
 
 
 def _tracking(uri: str | None, experiment: str) -> "Tracking | None":
@@ -217,7 +236,7 @@ def _render(result: "BuildResult") -> None:
 
 def _row(candidate: "Candidate", result: "BuildResult") -> tuple[object, ...]:
     card, fidelity = candidate.card, candidate.card.fidelity
-    name = candidate.quantization + (" *" if candidate.on_reference_grid else "")
+    name = candidate.label + (" *" if candidate.on_reference_grid else "")
     if candidate.digest in {result.reference.digest, result.control.digest}:
         name += " (control)"
     speed = card.speed_for(result.blueprint.classes[0])

@@ -245,7 +245,7 @@ def _row(variant: "Variant", found: "Release") -> tuple[object, ...]:
     speed = _speed(variant, found)
     return (
         ", ".join(variant.classes),
-        card.quantization,
+        card.label,
         round(variant.bytes / _MIB, 1),
         f"{kld.value:.4f} ({kld.low:.4f} to {kld.high:.4f})",
         f"{top1.value:.3f} ({top1.low:.3f} to {top1.high:.3f})",

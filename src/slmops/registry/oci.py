@@ -105,7 +105,8 @@ def layout_index(descriptors: Mapping[str, Tree]) -> bytes:
 
 def artefact_name(release: Release, variant: Variant) -> str:
     """Return the file name an unpacked artefact has: ``assistant-2.Q4_K_M.gguf``."""
-    return f"{release.label}.{variant.card.quantization}.{variant.format}"
+    label = variant.card.label.replace("/", "-")
+    return f"{release.label}.{label}.{variant.format}"
 
 
 def _manifest(

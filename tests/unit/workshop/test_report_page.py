@@ -9,12 +9,25 @@ from xml.etree import ElementTree
 
 import pytest
 
+from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import Digest
+from slmops.domain.levers import PruneDepth, RecipeStep
+from slmops.domain.recipe import StructurePlan
+from slmops.registry.blobs import BlobStore
 from slmops.testing.sample_build import SAMPLE_FIGURES, SampleFigures, sample_build
-from slmops.wire.codec import decode_json, document_digest
-from slmops.workshop.build_result import BuildResult, Candidate
+from slmops.testing.sample_release import digest_of
+from slmops.wire.codec import decode_json, document_digest, encode_json
+from slmops.workshop.build_result import BuildResult, Candidate, Trial
+from slmops.workshop.precision.sensitivity import (
+    Option,
+    Sensitivity,
+    TensorSensitivity,
+)
 from slmops.workshop.report.chart import ChartFiles, draw_chart, pareto_spec
+from slmops.workshop.report.heat import OUTSIDE, heat_spec
 from slmops.workshop.report.page import build_page, write_report
+from slmops.workshop.report.sensitivity import measured_heat
+from slmops.workshop.steps import Step, StepRecord
 
 FLATTERED = SampleFigures(
     name="Q4_1",
@@ -33,6 +46,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.loaded: list[str] = []
+        self.links: list[str] = []
         self.pieces: list[str] = []
         self.feed(html)
 
@@ -42,6 +56,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag == "a":  # followed when somebody clicks, not loaded
+            self.links += [value or "" for name, value in attrs if name == "href"]
+            return
         self.loaded += [
             value
             for name, value in attrs
@@ -209,3 +226,139 @@ def test_the_files_are_whole_and_equal_evidence_gives_equal_files(
     assert decode_json(text, BuildResult, where="build.json") == build
     digest: Digest = document_digest(build)
     assert digest in files[0]["page"].read_text(encoding="utf-8")
+
+
+def test_each_class_sees_its_figures_beside_its_budget(
+    page: Page, build: BuildResult
+) -> None:
+    small = build.blueprint.classes[0]
+    assert small.budget.disk_mib is not None
+    assert re.search(
+        r"small 1 thread, context 1024 Q3_K_M objective: quality 89\.2 at most 90"
+        r" 208 at most 230",
+        page.text,
+    )
+    assert "large 1 thread, context 1024 Q8_0 objective: quality 138.1 no limit" in (
+        page.text
+    )
+
+
+def test_structure_and_treatment_are_told_of_every_candidate(
+    build: BuildResult, chart: ChartFiles
+) -> None:
+    (first, second, *rest) = build.candidates
+    card = replace(
+        second.card,
+        structure="d24",
+        steps=("prune 6 of 30 blocks",),
+        recovered=True,
+        parameters=112_000_000,
+    )
+    changed = replace(build, candidates=(first, replace(second, card=card), *rest))
+    text = page_of(changed, chart).text
+    assert "d24/Q4_K_M+recovered" in text
+    assert "d24: prune 6 of 30 blocks 112.0 million" in text
+    assert "recovered by training" in text
+    assert "as imported 134.5 million; nearest rounding, uncalibrated" in text
+
+
+def test_structures_that_were_dropped_are_told_with_the_reason(
+    build: BuildResult, chart: ChartFiles
+) -> None:
+    plan = StructurePlan(
+        name="d24", steps=(RecipeStep(prune_depth=PruneDepth(layers=24)),)
+    )
+    trial = Trial(
+        name="d24",
+        plan=plan,
+        bytes=220_000_000,
+        kld=None,
+        kept=False,
+        reason="too slow",
+    )
+    text = page_of(replace(build, trials=(trial,)), chart).text
+    assert re.search(r"d24 prune_depth layers 24.* 220\.0 – no too slow", text)
+    assert "Structures that were tried" not in page_of(build, chart).text
+
+
+def test_the_page_says_where_everything_comes_from(
+    page: Page, build: BuildResult
+) -> None:
+    assert build.model.source_digest in page.text
+    assert build.model.id in page.text
+    assert document_digest(build) in page.text
+    step = build.provenance[0].step
+    assert step.digest[7:19] in page.text
+    assert "quantization Q8_0" in page.text
+    assert "computed in 1.0 s: quantize 1.0 s" in page.text
+
+
+def test_links_lead_to_files_that_lie_beside_the_page(
+    build: BuildResult, tmp_path: Path
+) -> None:
+    files = write_report(build, tmp_path)
+    linked = Page(files["page"].read_text(encoding="utf-8")).links
+    assert {"README.md", "bom.cdx.json", "provenance.intoto.json"} <= set(linked)
+    assert all((tmp_path / name).is_file() for name in linked)
+
+
+HEAT = {(0, "attn_q"): 1e-3, (1, "attn_q"): 2e-2, (OUTSIDE, "token_embd"): -1e-5}
+
+
+def test_a_heat_map_is_shown_when_sensitivity_was_measured(
+    build: BuildResult, page: Page, tmp_path: Path
+) -> None:
+    files = write_report(build, tmp_path, sensitivity=HEAT)
+    html = files["page"].read_text(encoding="utf-8")
+    assert "Where a byte saved hurts" in html
+    assert "Where a byte saved hurts" not in page.text
+    assert Page(html).loaded == []
+    svg = files["heat"].read_text(encoding="utf-8")
+    assert "token_embd" in svg
+
+
+def test_a_heat_map_keeps_values_that_a_log_scale_cannot_show() -> None:
+    rows = heat_spec(HEAT, "nats")["data"]["values"]
+    shown = {(row["layer"], row["part"]): row["shown"] for row in rows}
+    drawn = {(row["layer"], row["part"]): row["value"] for row in rows}
+    assert shown["–", "token_embd"] == -1e-5, "in the tooltip as it is"
+    assert drawn["–", "token_embd"] == 1e-3, "drawn as the least positive"
+    assert heat_spec({(0, "a"): 0.0}, "nats"), "nothing positive at all"
+    with pytest.raises(InvalidInputError, match="at least one value"):
+        heat_spec({}, "nats")
+
+
+def test_the_heat_map_is_of_the_model_as_it_was_imported(
+    build: BuildResult, tmp_path: Path
+) -> None:
+    blobs = BlobStore(tmp_path)
+    options = (
+        Option(kind="Q4_0", bytes=1_000_000, kld=0.03, error=0.1),
+        Option(kind="Q8_0", bytes=2_000_000, kld=0.01, error=0.01),
+    )
+    documents = [
+        Sensitivity(
+            positions=100,
+            window_tokens=64,
+            header_bytes=1,
+            tensors=(TensorSensitivity(name=name, shape=(32, 32), options=options),),
+        )
+        for name in ("blk.9.attn_k.weight", "blk.0.attn_q.weight")
+    ]
+    records = tuple(
+        StepRecord(
+            step=Step(kind="sensitivity", tool="t", inputs={"model": m}, parameters={}),
+            outputs={"sensitivity": blobs.put_bytes(encode_json(document))},
+            seconds=1.0,
+        )
+        for m, document in zip(
+            (digest_of(b"pruned"), build.model.id), documents, strict=True
+        )
+    )
+    assert measured_heat(build, blobs) is None
+    measured = replace(build, provenance=records)
+    heat = measured_heat(measured, blobs)
+    assert heat is not None
+    assert dict(heat) == {(0, "attn_q"): pytest.approx(0.02)}
+    blobs.remove(records[1].outputs["sensitivity"])
+    assert set(measured_heat(measured, blobs) or {}) == {(9, "attn_k")}

@@ -49,7 +49,7 @@ def draw_chart(result: BuildResult) -> ChartFiles:
         UnavailableError: the renderer failed.
     """
     spec = pareto_spec(result)
-    version = _supported_version()
+    version = supported_version()
     alone = {**spec, "title": _title(result), "background": "white"}
     try:
         svg = vl_convert.vegalite_to_svg(alone, vl_version=version)
@@ -61,16 +61,21 @@ def draw_chart(result: BuildResult) -> ChartFiles:
 
 def chart_script(spec: dict[str, Any], element: str) -> str:
     """Return JavaScript that draws `spec` into `element`, libraries included."""
+    return f"{_libraries()}{more_charts(spec, element)}"
+
+
+def more_charts(spec: dict[str, Any], element: str) -> str:
+    """Return JavaScript that draws a further chart; the libraries are there already."""
     drawing = json.dumps(spec, sort_keys=True).replace("</", "<\\/")
     options = "{actions: false, renderer: 'svg'}"
-    return f"{_libraries()}\nvegaEmbed({element!r}, {drawing}, {options});"
+    return f"\nvegaEmbed({element!r}, {drawing}, {options});"
 
 
 @cache
 def _libraries() -> str:
     """Return Vega's libraries as one script; bundling them takes a second."""
     script: str = vl_convert.javascript_bundle(
-        "window.vegaEmbed = vegaEmbed;", vl_version=_supported_version()
+        "window.vegaEmbed = vegaEmbed;", vl_version=supported_version()
     )
     return script.replace("</script", "<\\/script")
 
@@ -212,7 +217,7 @@ def _row(result: BuildResult, candidate: Candidate) -> dict[str, Any]:
     fair = [c for c in result.candidates if not c.on_reference_grid]
     front = pareto_front(fair, _without_speed(first))
     return {
-        "name": candidate.quantization,
+        "name": candidate.card.label,
         "role": _role(result, candidate),
         "mb": round(candidate.card.bytes / _MB, 2),
         "kld": max(kld.value, _LEAST_KLD),
@@ -270,7 +275,7 @@ def _tooltip() -> list[alt.Tooltip]:
     ]
 
 
-def _supported_version() -> str:
+def supported_version() -> str:
     """Return the renderer's Vega-Lite version that is nearest to Altair's."""
     wanted = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     known: list[str] = vl_convert.get_vegalite_versions()
