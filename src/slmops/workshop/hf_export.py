@@ -29,6 +29,8 @@ from slmops.workshop.safetensors_file import write_safetensors
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _ROPE_FACTORS = "rope_freqs.weight"
 _TOKENS = {"bos": "bos", "eos": "eos", "padding": "pad"}
+_DIVIDED = frozenset({"llama", "gemma3"})
+"""Families of which transformers wants a width that the heads divide."""
 _WIDE_ATTENTION_LAYERS = 62
 """Layers of Gemma 3 27B, whose attention alone is scaled by width / heads."""
 
@@ -75,7 +77,7 @@ class _ConfigWriter:
                 f"{shape.architecture} cannot be exported; only"
                 f" {', '.join(CAUSAL_MODELS)} can"
             )
-        if shape.width % shape.heads:
+        if shape.architecture in _DIVIDED and shape.width % shape.heads:
             self._refuse(
                 f"width {shape.width} must be a multiple of its {shape.heads} heads,"
                 " or transformers refuses it"
