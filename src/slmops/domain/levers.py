@@ -155,6 +155,9 @@ class Distill:
     """Path of a UTF-8 text file; null is the built-in calibration text. Or `data`."""
     data: str | None = None
     """Path of a JSONL file of chats, as for fine-tuning, instead of a text."""
+    prompts: str | None = None
+    """Path of a JSONL file of prompts, instead of both: the model before pruning writes
+    the answers (sequence-level distillation)."""
     steps: int = 200
     """Steps of training."""
     learning_rate: float = 2e-4
@@ -163,8 +166,11 @@ class Distill:
     """Of both distributions."""
 
     def __post_init__(self) -> None:
-        if self.text is not None and self.data is not None:
-            raise InvalidInputError("distill takes text or data, not both")
+        given = [each for each in (self.text, self.data, self.prompts) if each]
+        if len(given) > 1:
+            raise InvalidInputError(
+                f"distill takes one of text, data and prompts, got {', '.join(given)}"
+            )
         for name in ("steps", "learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise InvalidInputError(

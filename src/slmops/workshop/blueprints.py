@@ -69,7 +69,7 @@ def _check_recipe(recipe: Recipe, folder: Path) -> None:
         text = getattr(lever, "text", None)
         if text is not None:
             read_text(folder / text, f"{step.name}.text")
-        for name in ("data", "validation"):
+        for name in ("data", "validation", "prompts"):
             given = getattr(lever, name, None)
             if given is not None:
                 read_data(folder / given, f"{step.name}.{name}")

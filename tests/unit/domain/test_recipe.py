@@ -57,7 +57,7 @@ def test_a_step_is_called_by_its_key() -> None:
         (lambda: PruneDepth(layers=(2, 2)), "must be distinct numbers"),
         (lambda: PruneDepth(layers=(2, 0)), "prune_depth.layers must be >= 1, got 0"),
         (lambda: TrimVocabulary(text="a", tokens=255), "must be >= 256"),
-        (lambda: Distill(text="a", data="b"), "text or data, not both"),
+        (lambda: Distill(text="a", data="b"), "one of text, data and prompts"),
         (lambda: StructurePlan(name="base", steps=(DEPTH,)), "is the model itself"),
         (lambda: StructurePlan(name="slim", steps=()), "at least one step"),
         (lambda: MixedPlan(megabytes=(0.0,)), "must be > 0"),

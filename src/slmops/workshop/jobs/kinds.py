@@ -124,6 +124,12 @@ KINDS: Mapping[str, JobKind] = {
         packages=("torch", "transformers", "libgguf", "numpy"),
         wide=True,
     ),
+    "generate": JobKind(
+        function=f"{_HERE}.training.generate:run",
+        code=(f"{_HERE}.training.generate", f"{_HERE}.training.data"),
+        packages=("numpy",),
+        in_runtime=True,
+    ),
     "task": JobKind(
         function=f"{_HERE}.tasks.ask:run",
         code=(f"{_HERE}.tasks",),

@@ -255,7 +255,9 @@ class Levers:
         self, structure: Structure, lever: Distill, share: float
     ) -> Structure:
         inputs = {MODEL: structure.model, "teacher": structure.teacher}
-        if lever.data is not None:
+        if lever.prompts is not None:
+            inputs["data"] = self._written(structure, lever.prompts)
+        elif lever.data is not None:
             inputs["data"] = self._data(lever.data)
         elif lever.text is not None:
             inputs["text"] = self._text(lever.text, "distill.text")
@@ -273,6 +275,16 @@ class Levers:
             },
         )
         return structure.after(made[MODEL], f"distill {steps} steps")
+
+    def _written(self, structure: Structure, prompts: str) -> Digest:
+        """Return examples whose answers the teacher wrote."""
+        made = self._run(
+            f"{structure.name}: teacher answers",
+            "generate",
+            {MODEL: structure.teacher, "prompts": self._data(prompts)},
+            {"runtime": self.build.runtime},
+        )
+        return made["data"]
 
     def _run(
         self,
