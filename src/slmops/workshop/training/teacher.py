@@ -3,7 +3,7 @@
 A NumPy array file with one record for each learnt position: the most likely tokens with
 their log-probabilities at the distillation's temperature. What is not listed is one
 outcome, whose mass follows. Rows are half precision, so 1 million positions of 64 tokens
-are 384 MB.
+are 256 MB.
 """
 
 from collections.abc import Sequence

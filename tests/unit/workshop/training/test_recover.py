@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from slmops.domain.errors import InvalidInputError
+from slmops.testing.tiny_gemma import write_tiny_gemma
 from slmops.testing.tiny_gguf import stored_bytes
 from slmops.workshop.gguf_file import read_header
 from slmops.workshop.jobs.job import Job
@@ -43,6 +44,24 @@ def test_a_model_that_was_not_trained_is_written_as_it_was(
 ) -> None:
     save_model(model, tmp_path / "same.gguf")
     assert (tmp_path / "same.gguf").read_bytes() == tiny_model.read_bytes()
+
+
+def test_a_gemma_is_written_as_it_was_but_for_the_last_bit_of_norms(
+    tmp_path: Path,
+) -> None:
+    source = write_tiny_gemma(tmp_path / "gemma.gguf")
+    machine = open_machine("fp32", threads=1)
+    model = open_model(source, tmp_path / "gemma", machine)
+    save_model(model, tmp_path / "same.gguf")
+    before, after = read_header(source), read_header(tmp_path / "same.gguf")
+    assert after.metadata == before.metadata
+    for old, new in zip(before.tensors, after.tensors, strict=True):
+        raw, written = stored_bytes(before, old), stored_bytes(after, new)
+        if old.kind == "F32":
+            expected = np.frombuffer(raw, np.float32)
+            assert np.allclose(np.frombuffer(written, np.float32), expected, rtol=1e-6)
+        else:
+            assert raw == written, old.name
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"])
