@@ -7,7 +7,7 @@ SmolLM2-135M-Instruct, or another model. KL divergence, top-1 agreement and perp
 are of the 16-bit model against the whole 16-bit model, on the evaluation text that
 builds use. Size and speed are of its Q8_0, the control of every build: bytes are exact,
 speed is decoded tokens per CPU second of the worker, one thread, a 44-token answer less
-a 4-token one. Perplexity is per token of the whole model, so rows compare.
+a 4-token one; `--rounds 0` leaves it out. Perplexity is per token of the whole model, so rows compare.
 
 `--corpus` is the text that tokens are counted in and statistics are gathered on. Depth
 is measured on the calibration text that builds use. Sparse rows have the size of their
@@ -36,10 +36,11 @@ from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.speed import SpeedPlan, run_once
 from slmops.runtimes.worker import start_worker
 from slmops.wire.codec import decode_json
+from slmops.workshop.gguf_file import read_header
 from slmops.workshop.jobs.job import Job, JobFunction, Value
 from slmops.workshop.models import reference_path
 from slmops.workshop.precision.collect import collect_statistics
-from slmops.workshop.quantize import quantize_gguf
+from slmops.workshop.quantize import predict_quantized, quantize_gguf
 from slmops.workshop.score_file import CandidateScores, load_scores
 from slmops.workshop.score_job import score_candidate, score_reference
 from slmops.workshop.structure.depth import prune_depth, remove_blocks
@@ -77,8 +78,8 @@ class Row:
     """Share of positions."""
     perplexity: float
     """Per token of the whole model."""
-    decode_per_cpu_s: float
-    """Tokens."""
+    decode_per_cpu_s: float | None
+    """Tokens; None without rounds."""
 
 
 class Bench:
@@ -126,8 +127,10 @@ class Bench:
         scored = self.run("score", score_candidate, inputs, runtime="llamacpp")
         scores = load_scores(scored["scores"], CandidateScores)
         small = self.folder / "q8.gguf"
-        with small.open("wb") as sink:
-            found = quantize_gguf(made["model"], "Q8_0", sink)
+        found = predict_quantized(read_header(made["model"]), "Q8_0")
+        if compress or self.chosen.rounds:
+            with small.open("wb") as sink:
+                quantize_gguf(made["model"], "Q8_0", sink)
         row = Row(
             name=name,
             parameters=found.parameters,
@@ -136,7 +139,9 @@ class Bench:
             mean_kld=float(scores.kld.mean()),
             same_top1=float(scores.same_top1.mean()),
             perplexity=float(np.exp(scores.nll.mean())),
-            decode_per_cpu_s=_decode(small, self.chosen.rounds),
+            decode_per_cpu_s=_decode(small, self.chosen.rounds)
+            if self.chosen.rounds
+            else None,
         )
         if made["model"] != self.model:
             made["model"].unlink()
@@ -167,7 +172,6 @@ def depth(bench: Bench) -> Iterator[Row]:
 
 def width(bench: Bench) -> Iterator[Row]:
     """Prune channels and heads: by weights, by statistics, and refitted."""
-    yield bench.row("whole", {"model": bench.model})
     chosen = {
         "weights only": {"model": bench.model},
         "statistics": {"model": bench.model, "statistics": _statistics(bench)},
@@ -281,7 +285,7 @@ def _show(rows: list[Row]) -> None:
             f"{row.mean_kld:.4f}",
             f"{row.same_top1:.3f}",
             f"{row.perplexity:.1f}",
-            f"{row.decode_per_cpu_s:.1f}",
+            f"{row.decode_per_cpu_s:.1f}" if row.decode_per_cpu_s else "",
         )
         for row in rows
     ]

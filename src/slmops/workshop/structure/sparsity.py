@@ -25,7 +25,6 @@ from slmops.workshop.precision.statistics_file import Statistics
 from slmops.workshop.quantize import Matrix
 from slmops.workshop.structure.importance import read_statistics
 from slmops.workshop.structure.model_edit import (
-    TensorEdit,
     copied,
     read_source,
     rewritten,
@@ -70,7 +69,9 @@ def sparsify(job: Job) -> Mapping[str, Path]:
     source = read_source(job.inputs["model"])
     statistics = read_statistics(job.inputs.get("statistics"), source)
     edits = [
-        _edit(tensor, _rewriter(tensor, method, pattern, share, statistics))
+        rewritten(
+            tensor, tensor.width, _rewriter(tensor, method, pattern, share, statistics)
+        )
         if _PRUNED.fullmatch(tensor.name)
         else copied(tensor)
         for tensor in source.header.tensors
@@ -110,10 +111,6 @@ def smallest_of_fours(scores: Matrix) -> Mask:
     """
     groups = scores.reshape(-1, _GROUP)
     return smallest_of_rows(groups, _KEPT_OF_GROUP / _GROUP).reshape(scores.shape)
-
-
-def _edit(tensor: TensorEntry, rewrite: Callable[[Matrix], Matrix]) -> TensorEdit:
-    return rewritten(tensor, tensor.width, rewrite)
 
 
 def _rewriter(

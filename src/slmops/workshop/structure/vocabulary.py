@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from slmops.domain.errors import InvalidInputError
 from slmops.runtimes.base import WorkerSettings, load_runtime
-from slmops.workshop.gguf_file import GgufHeader, MetadataEntry
+from slmops.workshop.gguf_file import GgufHeader, MetadataEntry, TensorEntry
 from slmops.workshop.gguf_writer import metadata_entry
 from slmops.workshop.jobs.job import Job, Report
 from slmops.workshop.structure.model_edit import (
@@ -195,14 +195,13 @@ def write_trimmed(
     key = source.key("vocab_size")
     changes.append(metadata_entry(key, len(kept), "UINT32"))
     metadata = with_changes(source, changes, without=_STALE.__contains__)
-    edits = [_edit(tensor.name, source, kept) for tensor in source.header.tensors]
+    edits = [_edit(tensor, kept) for tensor in source.header.tensors]
     return write_model(source, metadata, edits, path, report)
 
 
-def _edit(name: str, source: SourceModel, kept: TokenMap) -> TensorEdit:
-    tensor = next(tensor for tensor in source.header.tensors if tensor.name == name)
+def _edit(tensor: TensorEntry, kept: TokenMap) -> TensorEdit:
     rows = kept.astype(np.int64)
-    if name not in _ROWS:
+    if tensor.name not in _ROWS:
         return copied(tensor)
     if len(tensor.shape) == 1:
         return selected(tensor, columns=rows)
