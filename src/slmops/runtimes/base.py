@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from slmops.domain.errors import InvalidInputError, NotFoundError, UnavailableError
+from slmops.domain.runtime_settings import (
+    DRAFT_TOKENS,
+    check_draft_tokens,
+    check_kv_cache,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,8 +46,16 @@ class WorkerSettings:
     api_key: str | None = field(default=None, repr=False)
     """Requests for completions without this bearer token get 401; `start_worker` makes
     it. None asks for nothing."""
+    kv_cache: str = "f16"
+    """Type of the attention's cache: see `slmops.domain.runtime_settings`."""
+    draft: str | None = None
+    """Path of a smaller model that drafts tokens; None for none."""
+    draft_tokens: int = DRAFT_TOKENS
+    """Most tokens drafted at once."""
 
     def __post_init__(self) -> None:
+        check_kv_cache(self.kv_cache)
+        check_draft_tokens(self.draft_tokens)
         for name in ("threads", "context_tokens", "parallel", "start_timeout_s"):
             if not getattr(self, name) > 0:
                 raise InvalidInputError(

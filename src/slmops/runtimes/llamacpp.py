@@ -15,6 +15,7 @@ from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.runtimes.base import Scorer, WorkerSettings
 from slmops.runtimes.child import announce_ready
 from slmops.runtimes.continuations import Continuations
+from slmops.runtimes.llamacpp_cache import cache_types, needs_flash_attention
 
 if TYPE_CHECKING:
     import xllamacpp
@@ -49,6 +50,8 @@ class LlamaCppRuntime:
         """Serve until SIGTERM; see `slmops.runtimes.base.Runtime.serve`."""
         self.version()
         check_magic(artefact)
+        if settings.draft is not None:
+            check_magic(Path(settings.draft))
         # Blocked before the server starts its threads, which inherit the mask: then
         # only sigwait below sees it, and no handler has to wait for the interpreter.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -110,7 +113,6 @@ def _start_server(artefact: Path, settings: WorkerSettings) -> Any:  # noqa: ANN
 def _parameters(
     parameters: "xllamacpp.CommonParams", artefact: Path, settings: WorkerSettings
 ) -> "xllamacpp.CommonParams":
-    import xllamacpp
 
     parameters.model.path = str(artefact)
     parameters.model_alias = {artefact.name}
@@ -127,14 +129,45 @@ def _parameters(
     parameters.n_threads_http = settings.parallel + 3
     if settings.chat_template is not None:
         parameters.chat_template = settings.chat_template
-    # On the CPU, llama.cpp's flash attention gives a token other logits, by up to a nat,
-    # depending on how many are computed with it: answers would depend on what is cached.
-    parameters.flash_attn_type = (
-        xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    )
+    _cache_as(parameters, settings.kv_cache)
+    if settings.draft is not None:
+        _draft_with(parameters, settings)
     _keep_private(parameters, settings)
     _keep_small(parameters)
     return parameters
+
+
+def _cache_as(parameters: "xllamacpp.CommonParams", kv_cache: str) -> None:
+    """Set the types of keys and values, and flash attention where those ask for it."""
+    import xllamacpp
+
+    keys, values = cache_types(kv_cache)
+    parameters.cache_type_k = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{keys}")
+    parameters.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{values}")
+    attention = xllamacpp.llama_flash_attn_type
+    # On the CPU, llama.cpp's flash attention gives a token other logits, by up to a nat,
+    # depending on how many are computed with it: answers would depend on what is cached.
+    # It is on only where llama.cpp cannot do without: for values of few bits.
+    parameters.flash_attn_type = (
+        attention.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        if needs_flash_attention(kv_cache)
+        else attention.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+
+
+def _draft_with(parameters: "xllamacpp.CommonParams", settings: WorkerSettings) -> None:
+    """Let a smaller model draft tokens; what is answered is checked by the large one."""
+    import xllamacpp
+
+    draft = parameters.speculative.draft
+    draft.mparams.path = settings.draft
+    draft.n_max = settings.draft_tokens
+    draft.n_gpu_layers = 0
+    for processors in (draft.cpuparams, draft.cpuparams_batch):
+        processors.n_threads = settings.threads
+    parameters.speculative.types = [
+        xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE
+    ]
 
 
 def _keep_private(

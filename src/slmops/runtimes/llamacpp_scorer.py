@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.llamacpp_cache import cache_types, needs_flash_attention
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,8 @@ PINNED_VERSION = "2026.10.11549"
 _BATCH_TOKENS = 256
 _PIECE_BYTES = 64
 _ERROR_LEVEL = 4
-_DISABLED = 0
+_DISABLED, _ENABLED = 0, 1
+_GGML_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 8}
 
 
 class _Batch(ctypes.Structure):
@@ -350,7 +352,12 @@ def _context_params(lib: Any, settings: WorkerSettings) -> _ContextParams:  # no
     parameters.n_batch = parameters.n_ubatch = batch
     parameters.n_outputs_max = parameters.n_outputs_max_per_seq = batch
     parameters.n_threads = parameters.n_threads_batch = settings.threads
-    parameters.flash_attn_type = _DISABLED  # as the server: see `llamacpp`
+    # As the server: see `llamacpp`.
+    keys, values = cache_types(settings.kv_cache)
+    parameters.type_k, parameters.type_v = _GGML_TYPES[keys], _GGML_TYPES[values]
+    parameters.flash_attn_type = (
+        _ENABLED if needs_flash_attention(settings.kv_cache) else _DISABLED
+    )
     return parameters
 
 
