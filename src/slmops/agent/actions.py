@@ -113,7 +113,7 @@ class Actions:
     def waiting(self, now: Installation) -> Finding:
         """Wait until disk and battery allow it."""
         wanted = _wanted(_target(now))
-        obstacle = self.obstacle(self.downloads.missing_bytes(wanted))
+        obstacle = self.obstacle(sum(map(self.downloads.missing_bytes, wanted)))
         if obstacle is not None:
             return self._later(now, obstacle, wait_s=_WAIT_S)
         return Finding(installation=now, event=Event.READY)
@@ -123,9 +123,10 @@ class Actions:
         wanted = _wanted(_target(now))
         before = self.downloads.received_bytes
         try:
-            if self.downloads.finish(wanted):
+            missing = [each for each in wanted if not self.downloads.finish(each)]
+            if not missing:
                 return Finding(installation=now, event=Event.FETCHED)
-            self.downloads.fetch(wanted, pause=self.pause)
+            self.downloads.fetch(missing[0], pause=self.pause)
         except UntrustedError as error:
             return _spoiled(self._counted(now, before), str(error))
         except UnavailableError as error:
@@ -361,8 +362,10 @@ def _spoiled(now: Installation, reason: str) -> Finding:
     return Finding(installation=spoiled, event=Event.DEFER)
 
 
-def _wanted(target: Deployment) -> Wanted:
-    return Wanted(digest=target.variant, length=target.bytes)
+def _wanted(target: Deployment) -> tuple[Wanted, ...]:
+    return tuple(
+        Wanted(digest=digest, length=length) for digest, length in target.artefacts
+    )
 
 
 def _target(now: Installation) -> Deployment:

@@ -284,7 +284,12 @@ class Models:
         self.stop(child)
 
     def _worker_settings(self, deployment: Deployment) -> WorkerSettings:
+        settings = deployment.settings
+        draft = settings.draft and str(self.slots.blobs.path(settings.draft))
         return WorkerSettings(
+            kv_cache=settings.kv_cache,
+            draft=draft,
+            draft_tokens=settings.draft_tokens,
             threads=deployment.threads,
             context_tokens=deployment.context_tokens,
             memory_limit_mib=deployment.memory_limit_mib,

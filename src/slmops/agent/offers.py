@@ -175,9 +175,10 @@ class Offers:
                 f" {facts.memory_mib}"
             )
         size = self._disk_size_bytes()
-        if variant.bytes > size:
+        wanted = sum(length for _, length in variant.artefacts)
+        if wanted > size:
             raise OverBudgetError(
-                f"variant needs {variant.bytes / _MIB:.0f} MiB of disk, this device's"
+                f"variant needs {wanted / _MIB:.0f} MiB of disk, this device's"
                 f" has {size / _MIB:.0f} in all"
             )
 
@@ -192,14 +193,15 @@ def _variant(release: Release, digest: Digest) -> Variant:
 
 
 def _require_vouched(registry: Registry, variant: Variant) -> None:
-    """The artefact itself must be a target with the length the release says."""
-    hexadecimal = digest_hex(variant.digest)
-    length, found = registry.target(f"blobs/sha256/{hexadecimal}")
-    if (length, found) != (variant.bytes, hexadecimal):
-        raise UntrustedError(
-            f"release says {variant.bytes} bytes of {hexadecimal[:12]}…, its targets"
-            f" say {length} of {found[:12]}…"
-        )
+    """Every artefact itself must be a target with the length the release says."""
+    for digest, size in variant.artefacts:
+        hexadecimal = digest_hex(digest)
+        length, found = registry.target(f"blobs/sha256/{hexadecimal}")
+        if (length, found) != (size, hexadecimal):
+            raise UntrustedError(
+                f"release says {size} bytes of {hexadecimal[:12]}…, its targets"
+                f" say {length} of {found[:12]}…"
+            )
 
 
 def _device_class(release: Release, variant: Variant, named: str) -> DeviceClass:
@@ -245,4 +247,5 @@ def _deployment(
         expected_peak_mib=_expected_peak_mib(variant, device_class),
         chat_template=release.model.chat_template,
         assignment=assignment.sequence,
+        settings=variant.settings,
     )

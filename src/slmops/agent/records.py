@@ -10,6 +10,7 @@ from slmops.domain.ids import Digest
 from slmops.domain.installation import MAX_ENTRIES, Event, State, next_state
 from slmops.domain.release import GoldenSet
 from slmops.domain.report import merge_counts
+from slmops.domain.runtime_settings import UNCHANGED, RuntimeSettings
 from slmops.domain.sync import (
     MAX_REASON_CHARS,
     InstallationReport,
@@ -50,6 +51,16 @@ class Deployment:
     """Pinned by the signed release, whatever the artefact says."""
     assignment: int
     """Sequence number of the assignment that brought it."""
+    settings: RuntimeSettings = UNCHANGED
+    """How the runtime runs it, as it was measured."""
+
+    @property
+    def artefacts(self) -> tuple[tuple[Digest, int], ...]:
+        """All it is served from: digests and sizes, the variant's own first."""
+        own = (self.variant, self.bytes)
+        if self.settings.draft is None:
+            return (own,)
+        return own, (self.settings.draft, self.settings.draft_bytes)
 
     @property
     def installed(self) -> Installed:

@@ -67,20 +67,15 @@ class SlotStore:
         return after
 
     def verified(self, deployment: Deployment) -> Path:
-        """Hash the artefact and return its path.
+        """Hash the artefacts and return the path of the variant's own.
 
         Raises:
-            NotFoundError: it is not here.
+            NotFoundError: one is not here.
             UntrustedError: its bytes are not what was signed; they are removed, so that
                 they are fetched anew and never served.
         """
-        try:
-            return self.blobs.verify(deployment.variant)
-        except UntrustedError:
-            # On a read-only file system they stay, refused at every start.
-            with contextlib.suppress(OSError):
-                self.blobs.remove(deployment.variant)
-            raise
+        paths = [self._verified(digest) for digest, _ in deployment.artefacts]
+        return paths[0]
 
     def heal(self) -> tuple[Slots, str | None]:
         """Make the pointer name a deployment whose bytes are whole, if there is one.
@@ -106,11 +101,20 @@ class SlotStore:
         keep = set(staged)
         for deployment in (slots.active, slots.previous):
             if deployment is not None:
-                keep.add(deployment.variant)
+                keep |= {digest for digest, _ in deployment.artefacts}
         superfluous = [digest for digest in self.blobs.digests() if digest not in keep]
         for digest in superfluous:
             self.blobs.remove(digest)
         return len(superfluous)
+
+    def _verified(self, digest: Digest) -> Path:
+        try:
+            return self.blobs.verify(digest)
+        except UntrustedError:
+            # On a read-only file system they stay, refused at every start.
+            with contextlib.suppress(OSError):
+                self.blobs.remove(digest)
+            raise
 
     def _usable(self, deployment: Deployment | None) -> Deployment | None:
         if deployment is None:

@@ -9,6 +9,7 @@ from slmops.domain.errors import InvalidInputError, NotFoundError
 from slmops.domain.estimate import Estimate as Estimate  # as most import it
 from slmops.domain.ids import Digest, check_name
 from slmops.domain.recipe import BASE, Rounding
+from slmops.domain.runtime_settings import UNCHANGED, RuntimeSettings
 from slmops.domain.tasks import TaskResult
 
 
@@ -154,6 +155,8 @@ class Card:
     """How weights were rounded."""
     recovered: bool = False
     """Whether weights were trained for this quantization before they were rounded."""
+    settings: RuntimeSettings = UNCHANGED
+    """How the runtime ran it when this was measured."""
 
     @property
     def label(self) -> str:
@@ -217,6 +220,16 @@ class Variant:
     golden_logprobs: tuple[float, ...]
     """This variant's own log p of each golden prompt's first expected token, measured
     at build: what a device should see."""
+    settings: RuntimeSettings = UNCHANGED
+    """How the runtime ran it when all this was measured, and is to run it."""
+
+    @property
+    def artefacts(self) -> tuple[tuple[Digest, int], ...]:
+        """All that a device needs to serve it: digests and sizes, its own first."""
+        own = (self.digest, self.bytes)
+        if self.settings.draft is None:
+            return (own,)
+        return own, (self.settings.draft, self.settings.draft_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -314,9 +314,9 @@ def _targets(release: Release, document: bytes) -> list[TargetFile]:
         TargetFile.from_data(release_target(release.label), document, ["sha256"])
     ]
     for variant in release.variants:
-        hashes = {"sha256": digest_hex(variant.digest)}
-        path = blob_target(variant.digest)
-        targets.append(TargetFile(variant.bytes, hashes, path))
+        for digest, size in variant.artefacts:
+            hashes = {"sha256": digest_hex(digest)}
+            targets.append(TargetFile(size, hashes, blob_target(digest)))
     return targets
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slmops.domain.runtime_settings import KV_CACHE_BYTES, check_kv_cache
 from slmops.workshop.gguf_file import TensorEntry
 from slmops.workshop.model_shape import ModelShape
 
@@ -105,6 +106,7 @@ def forecast_memory(
     tensors: Sequence[TensorEntry],
     *,
     context_tokens: int,
+    kv_cache: str = "f16",
 ) -> MemoryForecast:
     """Predict peak resident memory with one request at a time.
 
@@ -112,7 +114,13 @@ def forecast_memory(
         shape: the model's sizes.
         tensors: of the variant, with its types.
         context_tokens: context it is loaded with.
+        kv_cache: type of the cache: see `slmops.domain.runtime_settings`. With values of
+            few bits flash attention is on, which keeps no scores.
+
+    Raises:
+        InvalidInputError: no such type.
     """
+    check_kv_cache(kv_cache)
     reordered = sum(tensor.bytes for tensor in tensors if _is_reordered(tensor))
     vocabulary = shape.vocabulary * _TOKEN_BYTES + shape.merges * _MERGE_BYTES
     batch = min(_BATCH_TOKENS, context_tokens)
@@ -122,20 +130,22 @@ def forecast_memory(
         runtime_mib=_CODE_MIB + _HEAP_MIB + vocabulary / MIB,
         weights_mib=sum(tensor.bytes for tensor in tensors) / MIB,
         reordered_mib=reordered / MIB,
-        kv_cache_mib=_cache_bytes(shape, context_tokens) / MIB,
+        kv_cache_mib=_cache_bytes(shape, context_tokens, kv_cache) / MIB,
         scratch_mib=_SCRATCH_MIB + batch * activations / MIB,
         attention_mib=batch * max(scores - activations, 0) / MIB,
     )
 
 
-def _cache_bytes(shape: ModelShape, context_tokens: int) -> int:
+def _cache_bytes(shape: ModelShape, context_tokens: int, kv_cache: str) -> float:
     """Return the size of keys and values; windowed layers keep a window and a batch."""
     window = min(context_tokens, shape.window_tokens + _BATCH_TOKENS)
     tokens = (
         shape.windowed_layers * window
         + (shape.layers - shape.windowed_layers) * context_tokens
     )
-    return 2 * tokens * shape.kv_heads * (shape.key_width + shape.value_width)
+    key_bytes, value_bytes = KV_CACHE_BYTES[kv_cache]
+    width = key_bytes * shape.key_width + value_bytes * shape.value_width
+    return tokens * shape.kv_heads * width
 
 
 def forecast_decode(

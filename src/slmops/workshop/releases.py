@@ -101,7 +101,8 @@ def compose_release(
         )
     blobs = BlobStore(workspace.blobs)
     for variant in build.variants:
-        blobs.verify(variant.digest)
+        for digest, _ in variant.artefacts:
+            blobs.verify(digest)
     return Release(
         name=build.blueprint.name,
         version=version,
