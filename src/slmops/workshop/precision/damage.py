@@ -24,25 +24,26 @@ from slmops.workshop.quantize import Matrix, decode_rows, encode_rows
 
 Importance = npt.NDArray[np.float32] | None
 
-_GRID_SHARE = 0.05
-_LEVEL_BITS = {
-    "Q2_K": 2,
-    "IQ2_S": 2,
-    "Q3_K": 3,
-    "IQ3_S": 3,
-    "Q4_0": 4,
-    "Q4_1": 4,
-    "IQ4_NL": 4,
-    "IQ4_XS": 4,
-    "Q4_K": 4,
-    "Q5_0": 5,
-    "Q5_1": 5,
-    "Q5_K": 5,
-    "Q6_K": 6,
-    "Q8_0": 8,
+_ON_GRID = 0.4
+_TYPICAL = {
+    "Q2_K": 0.072,
+    "IQ2_S": 0.062,
+    "Q3_K": 0.021,
+    "IQ3_S": 0.019,
+    "Q4_0": 0.0067,
+    "Q4_1": 0.0049,
+    "IQ4_NL": 0.0056,
+    "IQ4_XS": 0.0057,
+    "Q4_K": 0.0050,
+    "Q5_0": 0.0016,
+    "Q5_1": 0.0012,
+    "Q5_K": 0.0013,
+    "Q6_K": 0.00030,
+    "Q8_0": 0.000029,
 }
+"""Relative squared error of normally distributed weights, importance of columns equal."""
 
-TYPES = tuple(_LEVEL_BITS)
+TYPES = tuple(_TYPICAL)
 """Types this workshop can put into a mix of its own, coarsest first."""
 
 
@@ -57,15 +58,26 @@ class Damage:
     error: float
     """Squared error over squared weights, both by importance; >= 0."""
 
-    @property
-    def on_grid(self) -> bool:
-        """Whether the weights lie on the type's grid already.
 
-        Rounding to b bits leaves a relative squared error near ``4**-b`` whatever the
-        weights are; a twentieth of that is no luck.
-        """
-        bits = _LEVEL_BITS.get(self.kind)
-        return bits is not None and self.error < _GRID_SHARE * 4.0**-bits
+def grid_types(found: Sequence[Damage]) -> frozenset[str]:
+    """Return the types whose grid the weights lie on, or nearly: their source had it.
+
+    A grid is met by more types than the one it came from: weights once rounded to Q4_1
+    have no error in Q5_1 with importance, a fifteenth of the usual one in Q4_K and a
+    quarter in Q5_K. So each type's error is taken in multiples of what it is for
+    normally distributed weights, and compared with those of the other types.
+    """
+    multiples = {
+        damage.kind: damage.error / _TYPICAL[damage.kind]
+        for damage in found
+        if damage.kind in _TYPICAL
+    }
+    if not multiples:
+        return frozenset()
+    usual = float(np.percentile(list(multiples.values()), 75))
+    return frozenset(
+        kind for kind, multiple in multiples.items() if multiple < _ON_GRID * usual
+    )
 
 
 def fitting_types(

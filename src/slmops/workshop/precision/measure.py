@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from slmops.domain.errors import InvalidInputError
 from slmops.runtimes.base import WorkerSettings
 from slmops.wire.codec import encode_json
@@ -33,6 +35,7 @@ from slmops.workshop.precision.damage import (
     Importance,
     damages,
     fitting_types,
+    grid_types,
     padded_bytes,
     relative_error,
     rounded_rows,
@@ -45,7 +48,7 @@ from slmops.workshop.precision.sensitivity import (
     TensorSensitivity,
 )
 from slmops.workshop.precision.statistics_file import load_statistics
-from slmops.workshop.quantize import predict_quantized
+from slmops.workshop.quantize import Matrix, predict_quantized
 
 SENSITIVITY = "sensitivity"
 """Role of the output."""
@@ -53,6 +56,9 @@ _CHECKS = 3
 _PROBES = ("Q4_0", "IQ4_NL", "Q5_0", "Q4_K", "Q8_0")
 """Types to measure with, best first: at the error that mixes of 4 to 5 bits have."""
 _LEAST_ERROR = 1e-3
+_ERROR_ROWS = 256
+"""Rows that tell a type's relative error: all of a large tensor tell no more, and some
+types search long for scales. Measurements round every row."""
 _WHOLE = frozenset({"token_embd.weight", "output.weight"})
 """Measured at each of their types: the largest, and used in two ways when tied."""
 
@@ -149,6 +155,7 @@ def tensor_options(
         found: what each type does to the tensor, as it will be rounded.
         probed: type → what was measured; empty if no type does harm.
     """
+    gridded = grid_types(found)
 
     def option(damage: Damage) -> Option:
         kld, measured = 0.0, False
@@ -163,7 +170,7 @@ def tensor_options(
             kld=kld,
             error=damage.error,
             measured=measured,
-            on_grid=damage.on_grid,
+            on_grid=damage.kind in gridded,
         )
 
     return tuple(option(damage) for damage in found)
@@ -215,7 +222,7 @@ class _Bench:
         )
         if not fitting:
             return fixed_tensor(tensor)
-        values = self.probe.weights(tensor.name)
+        values = _some_rows(self.probe.weights(tensor.name))
         found = []
         for damage in damages(tensor, values, fitting, importance):
             found.append(damage)
@@ -258,6 +265,12 @@ class _Bench:
     ) -> AbstractContextManager[None]:
         rows = rounded_rows(self.probe.weights(name), kind, importance)
         return self.probe.changed(name, rows)
+
+
+def _some_rows(values: Matrix) -> Matrix:
+    """Return at most `_ERROR_ROWS` rows, evenly spaced: rows are rounded alone."""
+    picked = np.linspace(0, len(values) - 1, min(len(values), _ERROR_ROWS))
+    return np.ascontiguousarray(values[picked.round().astype(np.intp)])
 
 
 def _to_measure(tensor: TensorEntry, found: Sequence[Damage]) -> tuple[str, ...]:

@@ -13,7 +13,12 @@ from slmops.runtimes.base import WorkerSettings
 from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.workshop.gguf_file import TensorEntry, read_header
 from slmops.workshop.jobs.job import Job, Report, unheard
-from slmops.workshop.precision.damage import damages, relative_error, rounded_rows
+from slmops.workshop.precision.damage import (
+    damages,
+    grid_types,
+    relative_error,
+    rounded_rows,
+)
 from slmops.workshop.precision.measure import Probed, run, tensor_options, with_checks
 from slmops.workshop.precision.probe import Probe, open_probe
 from slmops.workshop.precision.sensitivity import (
@@ -203,13 +208,23 @@ def test_of_two_probes_the_one_with_the_nearer_error_is_scaled() -> None:
     assert six.kld == pytest.approx(0.003 * six.error / found[3].error)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q5_0", "Q4_K", "Q6_K"])
-def test_weights_on_a_grid_are_known_by_their_error(kind: str) -> None:
+ALL = ("Q3_K", "Q4_0", "Q4_1", "IQ4_NL", "Q4_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("source", "met"), [("Q4_0", {"Q4_0"}), ("Q4_1", {"Q4_1", "Q5_1", "Q4_K"})]
+)
+def test_grids_a_source_leaves_are_known_by_their_errors(
+    source: str, met: set[str]
+) -> None:
     tensor = TensorEntry(name="blk.0.ffn_up.weight", shape=(256, 64), kind="F16")
-    (off,) = damages(tensor, rows(), [kind], None)
-    (on,) = damages(tensor, rounded_rows(rows(), kind, None), [kind], None)
-    assert not off.on_grid
-    assert on.on_grid or kind.endswith("_K")
+    equal = np.ones(256, np.float32)
+    assert grid_types(list(damages(tensor, rows(), ALL, equal))) == frozenset()
+    made = rounded_rows(rows(), source, None)
+    found = grid_types(list(damages(tensor, made, ALL, equal)))
+    assert found >= met
+    assert "Q3_K" not in found
+    assert "IQ4_NL" not in found
 
 
 def test_importance_decides_which_columns_an_error_counts_in() -> None:
