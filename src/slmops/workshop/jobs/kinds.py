@@ -21,10 +21,13 @@ _GGUF = (
     f"{_HERE}.model_shape",
 )
 _TRAINING = (f"{_HERE}.training", f"{_HERE}.hf_export", f"{_HERE}.hf_source", *_GGUF)
+_SCORE = (f"{_HERE}.score_job", f"{_HERE}.score_file", f"{_HERE}.token_map")
 _STRUCTURE = (
-    f"{_HERE}.structure.model_edit",
-    f"{_HERE}.structure.token_rules",
+    f"{_HERE}.structure",
     f"{_HERE}.precision.statistics_file",
+    f"{_HERE}.quantize",
+    *_SCORE,
+    *_GGUF,
 )
 
 
@@ -88,22 +91,22 @@ KINDS: Mapping[str, JobKind] = {
     ),
     "trim-vocabulary": JobKind(
         function=f"{_HERE}.structure.vocabulary:trim_vocabulary",
-        code=(*_STRUCTURE, f"{_HERE}.structure.vocabulary", *_GGUF),
+        code=_STRUCTURE,
         packages=("gguf", "numpy", "xllamacpp"),
     ),
     "prune-depth": JobKind(
         function=f"{_HERE}.structure.depth:prune_depth",
-        code=(*_STRUCTURE, f"{_HERE}.structure.depth", f"{_HERE}.score_file", *_GGUF),
+        code=_STRUCTURE,
         packages=("gguf", "numpy", "xllamacpp"),
     ),
     "prune-width": JobKind(
         function=f"{_HERE}.structure.width:prune_width",
-        code=(*_STRUCTURE, f"{_HERE}.structure.width", *_GGUF),
+        code=_STRUCTURE,
         packages=("gguf", "numpy"),
     ),
     "sparsify": JobKind(
         function=f"{_HERE}.structure.sparsity:sparsify",
-        code=(*_STRUCTURE, f"{_HERE}.structure.sparsity", *_GGUF),
+        code=_STRUCTURE,
         packages=("gguf", "numpy"),
     ),
     "finetune": JobKind(
@@ -138,12 +141,12 @@ KINDS: Mapping[str, JobKind] = {
     ),
     "score reference": JobKind(
         function=f"{_HERE}.score_job:score_reference",
-        code=(f"{_HERE}.score_job", f"{_HERE}.score_file"),
+        code=_SCORE,
         in_runtime=True,
     ),
     "score": JobKind(
         function=f"{_HERE}.score_job:score_candidate",
-        code=(f"{_HERE}.score_job", f"{_HERE}.score_file"),
+        code=_SCORE,
         in_runtime=True,
     ),
 }
