@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "slmops.cli.plan:plan",
         "Predict sizes, memory and speed before building.",
     ),
+    "task": ("slmops.cli.task:task", "Check a task's examples, ask models about them."),
     "build": ("slmops.cli.build:build", "Quantize, measure and choose variants."),
     "report": ("slmops.cli.build:report", "Show a finished build, write its page."),
     "release": (

@@ -24,6 +24,10 @@ class Continuations(Scorer, Protocol):
     form; those without it cannot rank answers.
     """
 
+    greedy: list[bool]
+    """Of the last call of `score`: whether each continuation, as far as it was followed,
+    is what greedy generation would write."""
+
     def tokenize_prompt(self, text: str) -> list[int]:
         """Return token ids of a rendered prompt: special tokens are parsed and added."""
         ...

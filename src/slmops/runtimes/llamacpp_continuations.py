@@ -54,6 +54,7 @@ class _Tree:
     ) -> None:
         self._continuations = continuations
         self.scores: list[list[float]] = [[] for _ in continuations]
+        self.greedy = [True for _ in continuations]
         self._waiting: list[_Node] = []
         self.best = self._branch(range(1, len(continuations) + 1), 0, 0.0, first)
 
@@ -85,10 +86,12 @@ class _Tree:
         logprobs: "npt.NDArray[np.float64]",
     ) -> float:
         best, below = -math.inf, dict[int, _Node]()
+        top = float(logprobs.max())
         for sequence in sequences:
             tokens = self._continuations[sequence - 1]
             token, score = tokens[depth], float(logprobs[tokens[depth]])
             self.scores[sequence - 1].append(score)
+            self.greedy[sequence - 1] &= score >= top
             if len(tokens) == depth + 1:
                 best = max(best, bound + score)
             elif token in below:
@@ -111,6 +114,7 @@ class LlamaCppContinuations(LlamaCppScorer):
             function.restype, function.argtypes = result, arguments
         self._memory = self._lib.llama_get_memory(self._context)
         self._held: list[int] = []
+        self.greedy: list[bool] = []
 
     def end_of_turn(self, following: str) -> int:
         """Return the token that ends an answer.
@@ -175,11 +179,13 @@ class LlamaCppContinuations(LlamaCppScorer):
             kept = 0
         first = self._compute(prompt[kept:], kept)
         found, best = [], -math.inf
+        self.greedy = []
         for part in _parts(continuations):
             tree = _Tree(part, first)
             best = max(best, tree.best)
             found += self._score_tree(tree, len(prompt), best, margin)
             best = max([best, *_complete(found, continuations)])
+            self.greedy += tree.greedy
         self._lib.llama_memory_seq_rm(self._memory, 0, kept, -1)
         return found
 

@@ -67,6 +67,15 @@ def test_what_was_scored_before_changes_nothing(scorer: Continuations) -> None:
     )
 
 
+def test_the_greedy_continuation_is_known_as_such(scorer: Continuations) -> None:
+    written: list[int] = []
+    for _ in range(3):
+        written.append(int(scorer.logits([*PROMPT, *written])[-1].argmax()))
+    other = [*written[:2], (written[2] + 1) % 300]
+    scorer.score(PROMPT, [written, other, [(written[0] + 1) % 300]])
+    assert scorer.greedy == [True, False, False]
+
+
 def test_a_margin_keeps_the_likeliest_exact_and_bounds_the_rest(
     scorer: Continuations,
 ) -> None:

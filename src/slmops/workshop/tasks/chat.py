@@ -87,6 +87,26 @@ class TaskChat:
                 f"{where}: the worker answered in an unknown form"
             ) from None
 
+    def complete(
+        self, prompt: str, *, max_tokens: int, stop: Sequence[str], where: str
+    ) -> str:
+        """Return the greedy continuation of a prompt that is rendered already.
+
+        Args:
+            prompt: text; special tokens in it are parsed.
+            max_tokens: longest continuation.
+            stop: texts that end it; they are not part of it.
+            where: of the request, for messages.
+        """
+        body = {
+            "prompt": prompt,
+            "n_predict": max_tokens,
+            "temperature": 0,
+            "stop": list(stop),
+            "cache_prompt": False,
+        }
+        return str(self._post("/completion", body, where)["content"])
+
     def _post(self, path: str, body: object, where: str) -> dict[str, Any]:
         try:
             answer = self._http.post(path, json=body)

@@ -8,6 +8,7 @@ fine-tuning is a task's file too. ``split`` (``search`` or ``test``) is optional
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,17 @@ def choose_examples(
         drawn = sorted(inside, key=lambda example: example.key[16:])[: plan.limit]
         inside = sorted(drawn, key=lambda example: example.line)
     return tuple(inside)
+
+
+def split_counts(found: TaskExamples, plan: TaskPlan) -> dict[str, Any]:
+    """Return how many examples each split has, and each label."""
+    sides = Counter(_side(each, plan.search_share) for each in found.examples)
+    labels = Counter(each.answer for each in found.examples)
+    return {
+        "search": sides[TaskSplit.SEARCH],
+        "test": sides[TaskSplit.TEST],
+        "labels": {label: labels[label] for label in found.labels},
+    }
 
 
 def examples_digest(
