@@ -153,12 +153,12 @@ def _check_statement(
     release: Release, content: bytes, targets_keys: Sequence[str]
 ) -> None:
     statement = open_statement(content, targets_keys)
-    wanted = {variant.digest for variant in release.variants}
+    wanted = {digest for variant in release.variants for digest, _ in variant.artefacts}
     found: frozenset[Digest] = subject_digests(statement)
     if found != wanted:
         raise UntrustedError(
             f"provenance of release {release.label} must speak of its"
-            f" {len(wanted)} variants, it names {len(found & wanted)} of them and"
+            f" {len(wanted)} artefacts, it names {len(found & wanted)} of them and"
             f" {len(found - wanted)} others"
         )
     if build_digest(statement) != release.build:

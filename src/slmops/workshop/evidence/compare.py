@@ -145,6 +145,10 @@ def _remarks(
             "speeds of two builds were not interleaved: what else the machine did then"
             " may differ"
         )
+    if before[1].card.speed and after[1].card.speed:
+        lines.append(
+            "bounds of times are the range of few runs: no confidence is claimed"
+        )
     lines.append(
         "bounds of two candidates on the same text are not independent: overlapping"
         " bounds show nothing, separate ones are a strict sign of a difference"

@@ -67,7 +67,7 @@ def structure_of(card: Card) -> str:
 
 
 def treatment_of(card: Card) -> str:
-    """Return how weights became codes: calibrated, rounding, recovered.
+    """Return how weights became codes, and how the runtime ran them if not as usual.
 
     >>> from slmops.testing.sample_release import sample_release
     >>> treatment_of(sample_release().variants[0].card)
@@ -77,6 +77,7 @@ def treatment_of(card: Card) -> str:
         f"{card.rounding} rounding",
         "calibrated" if card.calibration else "uncalibrated",
         *(["recovered by training"] if card.recovered else []),
+        *([card.settings.label] if not card.settings.is_default else []),
     ]
     return ", ".join(parts)
 

@@ -45,7 +45,7 @@ Tree = dict[str, Any]
 def provenance_statement(build: BuildResult) -> Tree:
     """Return the statement of a build.
 
-    Subjects are the chosen variants. ``externalParameters`` is the blueprint, which is
+    Subjects are the chosen variants and their drafts. ``externalParameters`` is the blueprint, which is
     all a user controls; ``internalParameters.steps`` the executed graph, each step with
     the digests it read and made. ``resolvedDependencies`` holds the model's source, the
     16-bit reference and every text or data file that a step read. Times of start and
@@ -54,13 +54,7 @@ def provenance_statement(build: BuildResult) -> Tree:
     return {
         "_type": STATEMENT_TYPE,
         "predicateType": PREDICATE_TYPE,
-        "subject": [
-            {
-                "name": artefact_file(build.blueprint.name, v.card, v.format),
-                "digest": _digest_set(v.digest),
-            }
-            for v in build.variants
-        ],
+        "subject": _subjects(build),
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
@@ -139,6 +133,21 @@ def build_digest(statement: Tree) -> str:
         return str(statement["predicate"]["runDetails"]["metadata"]["invocationId"])
     except (KeyError, TypeError):
         raise UntrustedError("provenance: the statement names no build") from None
+
+
+def _subjects(build: BuildResult) -> list[Tree]:
+    """Name all that devices are given: variants, and the drafts some of them run with."""
+    subjects: dict[Digest, str] = {}
+    for variant in build.variants:
+        name = artefact_file(build.blueprint.name, variant.card, variant.format)
+        own, *drafts = (digest for digest, _ in variant.artefacts)
+        subjects[own] = name
+        for draft in drafts:
+            subjects.setdefault(draft, f"draft model of {name}")
+    return [
+        {"name": name, "digest": _digest_set(digest)}
+        for digest, name in subjects.items()
+    ]
 
 
 def _payload(envelope: str, targets_keys: Sequence[str]) -> bytes:

@@ -31,7 +31,7 @@ class TensorComparison:
     """All tensors of two artefacts."""
 
     changed: tuple[TensorChange, ...]
-    """By name."""
+    """In the order of the first file."""
     unchanged: int
     """Tensors of equal type and shape; their values may differ."""
     moves: Mapping[str, int]
@@ -56,7 +56,7 @@ def compare_tensors(
             before_bytes=one[name][1] if name in one else 0,
             after_bytes=two[name][1] if name in two else 0,
         )
-        for name in sorted({*one, *two})
+        for name in dict.fromkeys([*one, *two])
         if one.get(name) != two.get(name)
     )
     moves = Counter(

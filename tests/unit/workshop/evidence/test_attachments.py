@@ -147,7 +147,7 @@ def _other_signer(published: Published) -> Release:
 WRONG: dict[str, tuple[Callable[[Published], Release], str]] = {
     "a flipped bit": (_damage, "damaged"),
     "another size": (_wrong_size, "must have"),
-    "other variants": (_other_variants, "must speak of its 1 variants"),
+    "other variants": (_other_variants, "must speak of its 1 artefacts"),
     "another build": (_other_build, "must describe build"),
     "the director's signature": (_other_signer, "not signed by the targets key"),
 }

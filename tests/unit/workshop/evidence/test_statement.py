@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from slmops.domain.errors import UntrustedError
+from slmops.domain.runtime_settings import RuntimeSettings
 from slmops.registry.envelope import seal
 from slmops.registry.keys import SigningKey
 from slmops.testing.sample_release import digest_of
@@ -64,6 +65,14 @@ def test_subjects_are_the_chosen_variants_and_nothing_else(build: BuildResult) -
     statement = provenance_statement(build)
     assert subject_digests(statement) == {v.digest for v in build.variants}
     assert build_digest(statement) == document_digest(build)
+
+
+def test_a_draft_that_a_device_is_given_is_a_subject_too(build: BuildResult) -> None:
+    draft = RuntimeSettings(draft=digest_of(b"draft"), draft_bytes=5)
+    (first, *rest) = build.variants
+    drafted = replace(build, variants=(replace(first, settings=draft), *rest))
+    wanted = {v.digest for v in build.variants} | {digest_of(b"draft")}
+    assert subject_digests(provenance_statement(drafted)) == wanted
 
 
 def test_the_whole_graph_can_be_walked_from_a_subject_to_the_source(
