@@ -30,7 +30,13 @@ def task() -> None:
 @click.option("--label", "labels", multiple=True, help="A label; once for each.")
 @click.option("--schema", type=_FILE, help="JSON Schema of right answers.")
 @click.option("--train", type=_FILE, help="Training data that must share no prompt.")
-@click.option("--search-share", type=float, default=0.5, show_default=True)
+@click.option(
+    "--search-share",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Share of them to choose candidates by.",
+)
 @render.as_json
 def check(
     *,
@@ -87,10 +93,22 @@ def check(
     type=click.Choice(["accuracy", "field_f1", "exact_match", "rouge_l"]),
     help="What a score is.",
 )
-@click.option("--max-tokens", type=int, default=64, show_default=True)
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Longest generated answer.",
+)
 @click.option("--limit", type=int, help="Most examples, drawn by a hash.")
 @click.option("--reference", help="Model to compare with, pair by pair.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processors to use.",
+)
 @render.as_json
 @click.pass_obj
 def ask(
@@ -132,11 +150,21 @@ def ask(
 @task.command("lm-eval")
 @click.argument("model")
 @click.option("--tasks", required=True, help="Names of lm-eval's tasks, with commas.")
-@click.option("--include", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--include",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder with task files of your own.",
+)
 @click.option("--limit", type=int, help="Most examples of each task.")
 @click.option("--shots", type=int, help="Examples shown first; the task's own number.")
 @click.option("--chat", is_flag=True, help="Ask through the model's chat template.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processors to use.",
+)
 @render.as_json
 @click.pass_obj
 def lm_eval(
