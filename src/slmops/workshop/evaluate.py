@@ -7,6 +7,8 @@ import numpy as np
 from slmops.domain.blueprint import EvaluationPlan
 from slmops.domain.ids import Digest
 from slmops.domain.release import Fidelity
+from slmops.domain.runtime_settings import UNCHANGED
+from slmops.workshop.jobs.job import Value
 from slmops.workshop.score_file import CandidateScores, ReferenceScores, load_scores
 from slmops.workshop.score_job import SCORES
 from slmops.workshop.statistics import (
@@ -57,6 +59,7 @@ def score_candidate(
     reference: Digest,
     *,
     token_map: Digest | None = None,
+    kv_cache: str = UNCHANGED.kv_cache,
 ) -> Digest:
     """Return the digest of a candidate's scores against the reference's.
 
@@ -67,13 +70,15 @@ def score_candidate(
         reference: the reference's scores.
         token_map: new id → old id, where the candidate's vocabulary is a part of the
             reference's.
+        kv_cache: type of the candidate's cache; the reference's has 16 bits.
     """
     inputs = {"artefact": artefact, "reference": reference}
     if token_map is not None:
         inputs["token_map"] = token_map
-    record = scoring.bench.run(
-        f"score {name}", "score", inputs, {"runtime": scoring.runtime}
-    )
+    parameters: dict[str, Value] = {"runtime": scoring.runtime}
+    if kv_cache != UNCHANGED.kv_cache:
+        parameters["kv_cache"] = kv_cache
+    record = scoring.bench.run(f"score {name}", "score", inputs, parameters)
     return record.outputs[SCORES]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmops.domain.errors import InvalidInputError
+from slmops.domain.runtime_settings import UNCHANGED
 from slmops.runtimes.base import Scorer, WorkerSettings, load_runtime
 from slmops.workshop.jobs.job import Job, Report
 from slmops.workshop.score_file import (
@@ -67,7 +68,7 @@ def score_candidate(job: Job) -> Mapping[str, Path]:
 
     Optional input ``token_map`` (new id → old id) for an artefact with a part of the
     reference's vocabulary; see `token_map` for how they are compared.
-    Parameters: ``runtime``.
+    Parameters: ``runtime``; optionally ``kv_cache``, the type of the cache.
 
     Returns:
         ``scores``, a `CandidateScores` archive.
@@ -206,7 +207,11 @@ def _pieces(scorer: Scorer, *ids: npt.NDArray[np.int32]) -> dict[str, npt.NDArra
 
 
 def _open(job: Job, window: int) -> Scorer:
-    settings = WorkerSettings(threads=job.threads, context_tokens=window)
+    settings = WorkerSettings(
+        threads=job.threads,
+        context_tokens=window,
+        kv_cache=str(job.parameters.get("kv_cache", UNCHANGED.kv_cache)),
+    )
     runtime = load_runtime(job.parameter("runtime", str))
     return runtime.open_scorer(job.inputs["artefact"], settings)
 

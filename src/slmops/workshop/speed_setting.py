@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slmops.domain.ids import Digest
+from slmops.domain.runtime_settings import UNCHANGED, RuntimeSettings
 from slmops.registry.blobs import bytes_digest
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.speed import SpeedPlan, machine_fingerprint
@@ -33,11 +34,21 @@ class SpeedSetting:
     """Of each worker."""
     context_tokens: int
     """Each is loaded with."""
+    settings: RuntimeSettings = UNCHANGED
+    """Of the runtime."""
 
     @property
     def worker(self) -> WorkerSettings:
-        """How a worker is started."""
+        """How a worker is started.
+
+        Raises:
+            NotFoundError: the draft is not among the blobs.
+        """
+        draft = self.settings.draft
         return WorkerSettings(
+            kv_cache=self.settings.kv_cache,
+            draft=None if draft is None else str(self.build.blobs.path(draft)),
+            draft_tokens=self.settings.draft_tokens,
             threads=self.threads,
             context_tokens=self.context_tokens,
             chat_template=self.build.model.chat_template,
@@ -73,6 +84,18 @@ class SpeedSetting:
                 "threads": self.threads,
                 "context_tokens": self.context_tokens,
                 "template": template,
+                **_changed(self.settings),
                 **parameters,
             },
         )
+
+
+def _changed(settings: RuntimeSettings) -> dict[str, Value]:
+    """Return what distinguishes a step at these settings: nothing, at the defaults."""
+    if settings == UNCHANGED:
+        return {}
+    return {
+        "kv_cache": settings.kv_cache,
+        "draft": settings.draft,
+        "draft_tokens": settings.draft_tokens,
+    }

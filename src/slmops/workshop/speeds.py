@@ -208,7 +208,7 @@ def _time(setting: SpeedSetting, group: Sequence[Artefact]) -> tuple[Speed, ...]
                 )
                 for a in group
             ]
-            speeds = _rounds(setting, workers, report)
+            speeds = time_in_rounds(setting, workers, report)
         content = encode_json(GroupSpeeds(speeds=speeds))
         return {SPEEDS: build.blobs.put_bytes(content)}
 
@@ -218,11 +218,17 @@ def _time(setting: SpeedSetting, group: Sequence[Artefact]) -> tuple[Speed, ...]
     return decode_json(content, GroupSpeeds, where=name).speeds
 
 
-def _rounds(
+def time_in_rounds(
     setting: SpeedSetting,
     workers: Sequence[Worker],
     report: Callable[[float, float], None],
 ) -> tuple[Speed, ...]:
+    """Ask workers in turn, round after round, and return the speed of each.
+
+    Raises:
+        InvalidInputError: a worker refused what it was asked.
+        UnavailableError: one did not answer.
+    """
     with ExitStack() as stack:
         clients = [
             stack.enter_context(open_client(worker.address)) for worker in workers
