@@ -24,7 +24,7 @@ from slmops.workshop.training.data import (
 from slmops.workshop.training.fake_quant import open_assignment
 from slmops.workshop.training.lessons import Sequences, TaughtTokens, TokenLesson
 from slmops.workshop.training.machine import Machine, open_machine
-from slmops.workshop.training.settings import DistillSettings
+from slmops.workshop.training.settings import DistillSettings, input_file
 from slmops.workshop.training.teacher import open_teacher_file, record_type
 from slmops.workshop.training.teaching import TeacherPlan, write_teacher_file
 
@@ -44,20 +44,17 @@ class _Material:
 
 def distill(job: Job, settings: DistillSettings, *, kind: str) -> Mapping[str, Path]:
     """Train the student against the teacher and write model and log."""
-    student_path = job.inputs["model"]
-    teacher_path = job.inputs.get("teacher")
-    if teacher_path is None and kind == "recover":
-        teacher_path = student_path
-    if teacher_path is not None:
-        refuse_other_tokenizer(student_path, teacher_path)
+    student_path = input_file(job, "model")
+    teacher_path = _teacher_path(job, kind)
     machine = open_machine(settings.precision, threads=job.threads)
     student = open_model(student_path, job.state / "checkpoint", machine)
     # Checked before the teacher is asked: that takes longest.
     around = _around(job, student, kind)
     material = _material(job, settings, student)
-    logits = job.inputs.get("logits") or _asked(
-        job, settings, teacher_path, material, machine
-    )
+    if teacher_path is None:
+        logits = input_file(job, "logits")
+    else:
+        logits = _asked(job, settings, teacher_path, material, machine)
     top_k = _top_k(settings, student)
     file = open_teacher_file(
         logits, material.all, record_type(top_k, student.causal.config.vocab_size)
@@ -88,7 +85,7 @@ def distill(job: Job, settings: DistillSettings, *, kind: str) -> Mapping[str, P
 def teacher_logits(job: Job, settings: DistillSettings) -> Mapping[str, Path]:
     """Ask the teacher and write what it says."""
     machine = open_machine(settings.precision, threads=job.threads)
-    teacher = open_model(job.inputs["teacher"], job.state / "teacher", machine)
+    teacher = open_model(input_file(job, "teacher"), job.state / "teacher", machine)
     material = _material(job, settings, teacher)
     path = job.output / "logits.npy"
     state = job.state / "logits.npy"
@@ -103,22 +100,34 @@ def teacher_logits(job: Job, settings: DistillSettings) -> Mapping[str, Path]:
     return {"logits": path}
 
 
+def _teacher_path(job: Job, kind: str) -> Path | None:
+    """Return the teacher, which has the student's tokenizer, or None for its logits."""
+    if "logits" in job.inputs:
+        return None
+    student = input_file(job, "model")
+    path = job.inputs.get("teacher") or (student if kind == "recover" else None)
+    if path is None:
+        raise InvalidInputError(
+            f"{kind} needs an input teacher or logits, got {sorted(job.inputs)}"
+        )
+    refuse_other_tokenizer(student, path)
+    return path
+
+
 def _around(job: Job, student: TorchModel, kind: str) -> Around:
     if kind != "recover":
         return nullcontext
-    path = job.inputs["assignment"]
+    path = input_file(job, "assignment")
     return open_assignment(student, path.read_bytes(), str(path)).rounded
 
 
 def _asked(
     job: Job,
     settings: DistillSettings,
-    teacher_path: Path | None,
+    teacher_path: Path,
     material: _Material,
     machine: Machine,
 ) -> Path:
-    if teacher_path is None:
-        raise InvalidInputError("distill needs an input teacher or logits, got neither")
     path = job.state / "teacher.npy"
     if path.is_file():
         return path

@@ -21,14 +21,14 @@ from slmops.workshop.training.data import (
 )
 from slmops.workshop.training.lessons import Sequences, TokenLesson, true_tokens
 from slmops.workshop.training.machine import open_machine
-from slmops.workshop.training.settings import FinetuneSettings
+from slmops.workshop.training.settings import FinetuneSettings, input_file
 
 
 def finetune(job: Job, settings: FinetuneSettings) -> Mapping[str, Path]:
     """Train on the job's examples and write model, adapter and log."""
     training, held_out = _examples(job, settings)
     machine = open_machine(settings.precision, threads=job.threads)
-    model = open_model(job.inputs["model"], job.state / "checkpoint", machine)
+    model = open_model(input_file(job, "model"), job.state / "checkpoint", machine)
     lesson = TokenLesson(
         model=model,
         training=Sequences(_tokens(training, model, settings), machine),
@@ -56,7 +56,7 @@ def finetune(job: Job, settings: FinetuneSettings) -> Mapping[str, Path]:
 def _examples(
     job: Job, settings: FinetuneSettings
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    examples = read_examples(job.inputs["data"])
+    examples = read_examples(input_file(job, "data"))
     if "validation" not in job.inputs:
         return split_examples(examples, share=settings.held_out, seed=job.seed)
     held_out = read_examples(job.inputs["validation"])

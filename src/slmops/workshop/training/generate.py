@@ -27,7 +27,7 @@ from slmops.runtimes.worker import start_worker
 from slmops.wire.codec import encode_json, encode_json_pretty
 from slmops.workshop.jobs.job import Job
 from slmops.workshop.training.data import Example, is_readable, read_prompts
-from slmops.workshop.training.settings import read_settings
+from slmops.workshop.training.settings import input_file, read_settings
 
 _TIMEOUT_S = 600.0
 
@@ -86,7 +86,7 @@ def run(job: Job) -> Mapping[str, Path]:
         UnavailableError: the runtime is not installed or failed.
     """
     settings = read_settings(job, GenerateSettings)
-    prompts = read_prompts(job.inputs["prompts"])
+    prompts = read_prompts(input_file(job, "prompts"))
     job.state.mkdir(parents=True, exist_ok=True)
     known = job.state / "answers.jsonl"
     found = _whole_lines(known)
@@ -108,7 +108,9 @@ def _ask_all(
     )
     total = done + len(prompts)
     with (
-        start_worker(settings.runtime, job.inputs["model"], worker_settings) as worker,
+        start_worker(
+            settings.runtime, input_file(job, "model"), worker_settings
+        ) as worker,
         open_client(worker.address, timeout_s=_TIMEOUT_S) as http,
         known.open("ab") as file,
     ):

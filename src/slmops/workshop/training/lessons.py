@@ -96,7 +96,7 @@ class TokenLesson:
 
         return backward_by_rows(hidden, loss_of, scale)
 
-    def measure(self) -> tuple[float, float]:
+    def measure(self, tick: Callable[[], None]) -> tuple[float, float]:
         """Return mean loss and top-1 agreement of the held-out sequences."""
         self.model.causal.eval()
         total, same, count = 0.0, 0, 0
@@ -113,6 +113,7 @@ class TokenLesson:
                     total += float(loss.sum())
                     same += int(right.sum())
                 count += len(hidden)
+                tick()
         return total / count, same / count
 
 

@@ -46,8 +46,11 @@ class Lesson(Protocol):
         """Add the gradients of the batch's losses times `scale`; return their sum."""
         ...
 
-    def measure(self) -> tuple[float, float]:
-        """Return mean loss and top-1 agreement on what is held out."""
+    def measure(self, tick: Callable[[], None]) -> tuple[float, float]:
+        """Return mean loss and top-1 agreement on what is held out.
+
+        Calls `tick` after every batch; it may raise to stop.
+        """
         ...
 
 
@@ -188,7 +191,7 @@ class _Run:
 
     def evaluate(self) -> None:
         with self._course.around():
-            loss, same = self._course.lesson.measure()
+            loss, same = self._course.lesson.measure(self._tick)
         step = self.progress.step
         if not math.isfinite(loss):
             raise InvalidInputError(f"the held-out loss is not finite at step {step}")
@@ -209,6 +212,9 @@ class _Run:
         if found is None:
             raise InvalidInputError(f"{self._best}: the best weights are gone")
         self._assign(found[0])
+
+    def _tick(self) -> None:
+        self._course.report(self.progress.step, len(self._course.plan))
 
     def _clip(self) -> float:
         parameters = list(self._course.named.values())

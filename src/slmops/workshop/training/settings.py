@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from slmops.domain.errors import InvalidInputError
@@ -152,6 +153,17 @@ class RecoverSettings(DistillSettings):
     def peak(self) -> float:
         """Peak learning rate: weights must move by less than a step of their grid."""
         return self.learning_rate or 2e-5
+
+
+def input_file(job: Job, role: str) -> Path:
+    """Return the file of a role.
+
+    Raises:
+        InvalidInputError: the job has none.
+    """
+    if role not in job.inputs:
+        raise InvalidInputError(f"input {role} is missing, got {sorted(job.inputs)}")
+    return job.inputs[role]
 
 
 def read_settings(job: Job, kind: type[Settings]) -> Settings:

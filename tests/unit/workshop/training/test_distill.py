@@ -132,6 +132,7 @@ def test_a_teacher_that_was_stopped_goes_on_where_it_was(
         (("model", "teacher"), "either an input text or data"),
         (("model", "teacher", "text", "data"), "either an input text or data"),
         (("model", "text"), "needs an input teacher or logits"),
+        (("teacher", "text"), "input model is missing"),
     ],
 )
 def test_missing_inputs_are_named(

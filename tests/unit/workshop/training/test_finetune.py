@@ -252,6 +252,18 @@ def test_wrong_parameters_are_refused(
         finetune.run(job)
 
 
+def test_a_stop_is_noticed_while_it_measures(
+    tiny_model: Path, examples: Path, make_job: MakeJob
+) -> None:
+    def stop(done: float, total: float) -> None:
+        raise StoppedError
+
+    job = make_job("stop", {"model": tiny_model, "data": examples}, stop)
+    with pytest.raises(StoppedError):
+        finetune.run(job)
+    assert not (job.state / "training" / "best.safetensors").exists()
+
+
 def test_without_torch_the_extra_is_named(
     tiny_model: Path,
     examples: Path,
