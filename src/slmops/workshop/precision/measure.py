@@ -28,7 +28,7 @@ from slmops.workshop.gguf_file import (
 )
 from slmops.workshop.jobs.job import Job
 from slmops.workshop.mixes import NEED_IMATRIX, TensorChoice, choose_types
-from slmops.workshop.precision.assignment import Assignment, frontier
+from slmops.workshop.precision.assignment import Assignment, frontier, without_types
 from slmops.workshop.precision.damage import (
     TYPES,
     Damage,
@@ -288,8 +288,12 @@ def _to_measure(tensor: TensorEntry, found: Sequence[Damage]) -> tuple[str, ...]
 
 
 def _spread(sensitivity: Sensitivity) -> Iterator[Assignment]:
-    """Yield a few mixes from small to large, as budgets will ask for."""
-    path = frontier(sensitivity)
+    """Yield a few mixes from small to large, as budgets will ask for.
+
+    Types that are free because the source had them would make mixes nothing is lost by,
+    and a ratio of two noises.
+    """
+    path = frontier(without_types(sensitivity))
     for part in range(1, _CHECKS + 1):
         yield path[(len(path) - 1) * part // (_CHECKS + 1)]
 

@@ -27,7 +27,7 @@ from slmops.workshop.precision.sensitivity import (
     load_sensitivity,
 )
 from slmops.workshop.precision.statistics_file import Collected, save_statistics
-from slmops.workshop.quantize import Matrix
+from slmops.workshop.quantize import Matrix, encode_rows, read_rows
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 30
 TYPES = ("Q4_0", "Q5_0", "Q8_0")
@@ -89,6 +89,25 @@ def test_whole_mixes_are_near_the_sum_of_their_tensors(
     assert len(found.checks) == 3
     for check in found.checks:
         assert check.measured == pytest.approx(check.predicted, rel=0.5)
+
+
+@pytest.mark.slow
+def test_types_that_a_quantized_source_makes_free_are_marked_and_not_in_the_checks(
+    model: Path, tmp_path: Path
+) -> None:
+    with model.open("r+b") as file:
+        for tensor in read_header(model).tensors:
+            if len(tensor.shape) > 1:
+                (values,) = read_rows(file, tensor)
+                file.seek(tensor.offset)
+                file.write(encode_rows(rounded_rows(values, "Q4_0", None), "F16"))
+    found = found_by(job(model, tmp_path / "job"))
+    for each in found.tensors:
+        marked = {option.kind for option in each.options if option.on_grid}
+        # Q5_0 has every second level of Q4_0's.
+        assert marked == ({"Q4_0", "Q5_0"} if len(each.shape) > 1 else set())
+    least = sum(each.options[0].kld for each in found.tensors)
+    assert all(check.predicted > 2 * least for check in found.checks)
 
 
 @pytest.mark.slow
