@@ -26,6 +26,7 @@ def plan(workspace: Workspace, blueprint: Path, as_json: bool) -> None:
 
     Example: slmops plan blueprint.yaml
     """
+    from slmops.domain.blueprint import CONTROL_QUANTIZATION
     from slmops.workshop.artefacts import built_quantizations
     from slmops.workshop.blueprints import load_blueprint
     from slmops.workshop.machine import load_prior
@@ -36,6 +37,9 @@ def plan(workspace: Workspace, blueprint: Path, as_json: bool) -> None:
     record = find_model(workspace, wanted.model)
     reference = reference_path(workspace, record)
     names = candidate_names(wanted.candidates)
+    if wanted.recipe.calibration is not None:
+        # Their bytes depend on statistics that a plan does not gather.
+        names = (CONTROL_QUANTIZATION,)
     built = built_quantizations(workspace, record.id, names)
     planned = plan_build(wanted, record, reference, load_prior(workspace), built=built)
     if as_json:
@@ -60,6 +64,21 @@ def _render(planned: "BuildPlan") -> None:
         title=f"{planned.blueprint}: {planned.model_name},"
         f" reference {planned.reference_bytes / _MB:.1f} MB",
     )
+    if planned.structures:
+        render.text()
+        render.table(
+            ("structure", "levers", "parameters", "16-bit MB", "built or tried"),
+            [
+                (
+                    each.name,
+                    ", ".join(each.steps),
+                    f"{each.parameters / 1e6:.1f} M",
+                    round(each.bytes / _MB, 1),
+                    each.obstacle or "yes",
+                )
+                for each in planned.structures
+            ],
+        )
     to_do = [c.quantization for c in planned.candidates if not c.is_built]
     render.note(
         f"a build would quantize: {', '.join(to_do) or 'nothing, all is there'}"

@@ -24,6 +24,7 @@ from slmops.workshop.forecast import (
 from slmops.workshop.gguf_file import GgufHeader, read_header
 from slmops.workshop.model_shape import ModelShape, read_shape
 from slmops.workshop.quantize import QuantizedFile, predict_quantized
+from slmops.workshop.search.analytic import ShapeForecast, forecast_structure
 
 _LEAST_CONTEXT = 64
 _CONTEXT_STEP = 64
@@ -92,6 +93,8 @@ class BuildPlan:
     """What speed was predicted from."""
     candidates: tuple[CandidatePlan, ...]
     """Largest first."""
+    structures: tuple[ShapeForecast, ...] = ()
+    """Other shapes the recipe stands for, as their 16-bit models will be."""
 
 
 def plan_build(
@@ -121,7 +124,8 @@ def plan_build(
     _check_contexts(blueprint, record)
     header = read_header(reference)
     shape = read_shape(header)
-    files = _candidate_files(blueprint.candidates, header)
+    calibrated = blueprint.recipe.calibration is not None
+    files = _candidate_files(blueprint.candidates, header, has_imatrix=calibrated)
     plan = BuildPlan(
         blueprint=blueprint.name,
         model=record.id,
@@ -145,6 +149,11 @@ def plan_build(
             )
             for name, file in files.items()
         ),
+        structures=tuple(
+            forecast_structure(blueprint, header, prior, each)
+            for structure in blueprint.recipe.structures
+            for each in structure.variations()
+        ),
     )
     if not blueprint.recipe.changes_sizes:
         for index, device_class in enumerate(blueprint.classes):
@@ -162,12 +171,12 @@ def candidate_names(candidates: Sequence[str]) -> tuple[str, ...]:
 
 
 def _candidate_files(
-    candidates: Sequence[str], header: GgufHeader
+    candidates: Sequence[str], header: GgufHeader, *, has_imatrix: bool
 ) -> Mapping[str, QuantizedFile]:
     files = {}
     for name in candidate_names(candidates):
         try:
-            files[name] = predict_quantized(header, name)
+            files[name] = predict_quantized(header, name, has_imatrix=has_imatrix)
         except InvalidInputError as error:
             raise InvalidInputError(f"candidates: {error}") from None
     return dict(sorted(files.items(), key=lambda item: -item[1].bytes))

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.device import Budget, DeviceClass
 from slmops.domain.errors import InvalidInputError, OverBudgetError
+from slmops.domain.levers import PruneDepth, PruneWidth, RecipeStep, TrimVocabulary
+from slmops.domain.recipe import Recipe, StructurePlan
 from slmops.domain.release import ModelRecord
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
@@ -229,3 +231,24 @@ def test_predicted_memory_is_within_5_percent_of_a_full_contexts_peak(
         context_tokens=context_tokens,
     )
     assert predicted.total_mib == pytest.approx(peak, rel=0.05)
+
+
+def test_a_plan_tells_what_structures_will_weigh_and_refuses_none(
+    workspace: Workspace, record: ModelRecord
+) -> None:
+    steps = (
+        RecipeStep(prune_depth=PruneDepth(layers=(1, 2))),
+        RecipeStep(prune_width=PruneWidth(feed_forward=64)),
+        RecipeStep(trim_vocabulary=TrimVocabulary(text="a", tokens=256)),
+    )
+    plan = StructurePlan(name="flat", steps=steps)
+    wanted = replace(
+        blueprint(Budget(disk_mib=0.04)), recipe=Recipe(structures=(plan,))
+    )
+    first, second = planned(wanted, workspace, record).structures
+    assert (first.name, second.name) == ("flat-1", "flat-2")
+    assert first.bytes < second.bytes
+    assert first.parameters < record.parameters
+    assert first.obstacle is None
+    assert second.obstacle is not None
+    assert "gateway: " in second.obstacle

@@ -8,21 +8,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from slmops.domain.blueprint import Blueprint
 from slmops.domain.device import DeviceClass
 from slmops.domain.levers import PruneDepth, PruneWidth, RecipeStep, TrimVocabulary
 from slmops.domain.recipe import StructurePlan
-from slmops.workshop.build_context import BuildContext
 from slmops.workshop.forecast import (
     MIB,
     MachinePrior,
     forecast_decode,
     forecast_memory,
 )
-from slmops.workshop.gguf_file import TensorEntry, read_header
-from slmops.workshop.machine import load_prior
+from slmops.workshop.gguf_file import GgufHeader, TensorEntry
 from slmops.workshop.mixes import choose_types
 from slmops.workshop.model_shape import ModelShape, read_shape
-from slmops.workshop.models import reference_path
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(?:weight|bias)")
 _ROWS, _COLUMNS = 1, 0
@@ -49,28 +47,50 @@ class Skeleton:
 class ShapeForecast:
     """What is known of a structure before it is made."""
 
+    name: str
+    """Of the structure."""
+    steps: tuple[str, ...]
+    """Levers, in order."""
+    parameters: int
+    """Weights."""
     bytes: int
     """Of its tensors in 16 bits."""
     obstacle: str | None
     """Why no class could hold any candidate of it; None when one may."""
 
 
-def forecast_structure(build: BuildContext, plan: StructurePlan) -> ShapeForecast:
-    """Tell what a structure will be, and whether any class could hold it."""
-    header = read_header(reference_path(build.workspace, build.model))
-    skeleton = Skeleton(shape=read_shape(header), tensors=header.tensors)
+def forecast_structure(
+    blueprint: Blueprint,
+    reference: GgufHeader,
+    prior: MachinePrior,
+    plan: StructurePlan,
+) -> ShapeForecast:
+    """Tell what a structure will be, and whether any class could hold it.
+
+    Args:
+        blueprint: its classes and candidates.
+        reference: header of the 16-bit model that the structure is made from.
+        prior: this machine's speed.
+        plan: with one number wherever there could be several.
+    """
+    skeleton = Skeleton(shape=read_shape(reference), tensors=reference.tensors)
     for step in plan.steps:
         skeleton = changed(skeleton, step)
-    prior = load_prior(build.workspace)
     misses = [
-        _miss(skeleton, device_class, build.blueprint.candidates, prior)
-        for device_class in build.blueprint.classes
+        _miss(skeleton, device_class, blueprint.candidates, prior)
+        for device_class in blueprint.classes
     ]
-    possible = build.blueprint.recipe.mixed is not None or None in misses
+    possible = blueprint.recipe.mixed is not None or None in misses
     obstacle = (
         None if possible else f"no class could hold it: {'; '.join(map(str, misses))}"
     )
-    return ShapeForecast(bytes=skeleton.bytes, obstacle=obstacle)
+    return ShapeForecast(
+        name=plan.name,
+        steps=tuple(step.name for step in plan.steps),
+        parameters=sum(tensor.elements for tensor in skeleton.tensors),
+        bytes=skeleton.bytes,
+        obstacle=obstacle,
+    )
 
 
 def changed(skeleton: Skeleton, step: RecipeStep) -> Skeleton:

@@ -21,6 +21,8 @@ import numpy as np
 from slmops.domain.recipe import Recipe, StructurePlan
 from slmops.workshop.build_result import Trial
 from slmops.workshop.evaluate import Scoring, score_candidate, score_reference
+from slmops.workshop.gguf_file import read_header
+from slmops.workshop.machine import load_prior
 from slmops.workshop.score_file import CandidateScores, load_scores
 from slmops.workshop.search.analytic import ShapeForecast, forecast_structure
 from slmops.workshop.search.structures import Levers, Structure
@@ -66,7 +68,12 @@ def build_structures(levers: Levers) -> Structures:
     plans = [each for plan in recipe.structures for each in plan.variations()]
     if not plans:
         return Structures(kept=(base,), trials=())
-    forecasts = {plan.name: forecast_structure(build, plan) for plan in plans}
+    header = read_header(build.blobs.path(build.model.id))
+    prior = load_prior(build.workspace)
+    forecasts = {
+        plan.name: forecast_structure(build.blueprint, header, prior, plan)
+        for plan in plans
+    }
     possible = [plan for plan in plans if forecasts[plan.name].obstacle is None]
     trials = [
         _dropped(plan, forecasts[plan.name]) for plan in plans if plan not in possible
