@@ -34,8 +34,14 @@ from slmops.workshop.precision.blocks import (
 from slmops.workshop.precision.statistics_file import Statistics
 from slmops.workshop.quantize import Encoder, Matrix, encode_rows
 
-DAMPING = 0.01
-"""Added to the diagonal of *H*, in multiples of its mean: GPTQ's."""
+SHRINKAGE = 0.15
+"""Part of what *H* says about pairs of channels that is not believed.
+
+Moments of some thousand tokens overstate how inputs go together. Shrinking them towards
+the diagonal (Ledoit and Wolf 2004) makes the error less on other text than GPTQ's
+damping by 1 % does, for each of six matrices of SmolLM2-135M that were tried."""
+DAMPING = 0.003
+"""Added to the diagonal of *H*, in multiples of its mean, so that it has a factor."""
 FACTORS = (0.94, 0.97, 1.03, 1.06)
 """Multiples of a block's scale that are tried."""
 _RESOLUTION = 2
@@ -51,8 +57,8 @@ class Compensation:
 
     statistics: Statistics
     """With moments."""
-    damping: float = DAMPING
-    """See `DAMPING`."""
+    shrinkage: float = SHRINKAGE
+    """See `SHRINKAGE`; 0 to 1."""
     factors: tuple[float, ...] = FACTORS
     """See `FACTORS`."""
 
@@ -71,7 +77,7 @@ class Compensation:
                 f"moments of {tensor.name} must be {tensor.width} wide,"
                 f" got {len(moment)}: these are another model's statistics"
             )
-        plan = make_plan(moment, BLOCKS[kind][0], self.damping)
+        plan = make_plan(moment, BLOCKS[kind][0], self.shrinkage)
         rounding = _Rounding(
             kind=kind, block_type=block_type, plan=plan, factors=self.factors
         )
@@ -92,16 +98,16 @@ class Plan:
     """Columns of a block."""
 
 
-def make_plan(moment: Matrix, block: int, damping: float) -> Plan:
+def make_plan(moment: Matrix, block: int, shrinkage: float) -> Plan:
     """Factor second moments for blocks of `block` columns.
 
     Channels that were always 0 get the damping alone; moments that are all 0 leave
     every column to itself.
     """
-    matrix = moment.astype(np.float64)
-    weight = matrix.diagonal().copy()
+    weight = moment.diagonal().astype(np.float64)
     mean = float(weight.mean()) or 1.0
-    matrix[np.diag_indices_from(matrix)] += damping * mean
+    matrix = moment.astype(np.float64) * (1 - shrinkage)
+    matrix[np.diag_indices_from(matrix)] = weight + DAMPING * mean
     inside = np.argsort(-weight.reshape(-1, block), axis=1, kind="stable")
     blocks = np.argsort(-weight.reshape(-1, block).sum(axis=1), kind="stable")
     order = (inside + block * np.arange(len(inside))[:, None])[blocks].ravel()

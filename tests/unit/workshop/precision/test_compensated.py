@@ -14,7 +14,11 @@ from slmops.testing.tiny_gguf import stored_bytes, write_tiny_llama
 from slmops.workshop.gguf_file import BLOCKS, TensorEntry, read_header
 from slmops.workshop.jobs.job import Job
 from slmops.workshop.precision.blocks import COMPENSATED_TYPES
-from slmops.workshop.precision.compensated import Compensation, make_plan
+from slmops.workshop.precision.compensated import (
+    DAMPING,
+    Compensation,
+    make_plan,
+)
 from slmops.workshop.precision.statistics_file import (
     Collected,
     Floats,
@@ -96,12 +100,12 @@ def test_a_column_is_rounded_where_it_makes_up_for_those_before() -> None:
     # Two columns that always carry the same input: the second takes the first's error.
     moment = np.eye(32, dtype=np.float32)
     moment[0, 1] = moment[1, 0] = 1
-    plan = make_plan(moment, 32, 1e-6)
+    plan = make_plan(moment, 32, 0)
     assert plan.order[:2].tolist() == [0, 1]
     # The last in order owes nothing to later ones: its cost is all of its moment.
-    assert plan.share[0, 1] == pytest.approx(1, abs=1e-3)
-    assert plan.cost[0] == pytest.approx(0, abs=1e-5)
-    assert plan.cost[1] == pytest.approx(1, abs=1e-3)
+    assert plan.share[0, 1] == pytest.approx(1, abs=0.01)
+    assert plan.cost[0] == pytest.approx(0, abs=0.01)
+    assert plan.cost[1] == pytest.approx(1, abs=0.01)
 
 
 @settings(max_examples=20)
@@ -111,11 +115,13 @@ def test_the_plan_splits_the_output_error_into_columns(seed: int) -> None:
     rows = chance.normal(size=(50, 64))
     moment = (rows.T @ rows / 50).astype(np.float32)
     error = chance.normal(size=64).astype(np.float32)
-    plan = make_plan(moment, 32, 0.01)
+    plan = make_plan(moment, 32, 0.2)
     ordered = error[plan.order]
     split = (plan.cost * (ordered + ordered @ plan.share) ** 2).sum()
-    damped = moment + 0.01 * moment.diagonal().mean() * np.eye(64)
-    assert split == pytest.approx(error @ damped @ error, rel=1e-3)
+    alone = np.diag(moment.diagonal())
+    shrunk = 0.8 * moment + 0.2 * alone
+    shrunk += DAMPING * moment.diagonal().mean() * np.eye(64)
+    assert split == pytest.approx(error @ shrunk @ error, rel=1e-3)
     assert sorted(plan.order.tolist()) == list(range(64))
 
 
