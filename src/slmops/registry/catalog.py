@@ -27,7 +27,7 @@ from slmops.domain.errors import (
     UntrustedError,
 )
 from slmops.domain.ids import Digest, check_name, digest_hex, parse_digest
-from slmops.domain.release import Attachment, Release, Variant
+from slmops.domain.release import Release
 from slmops.registry import oci
 from slmops.registry.blobs import BlobStore, bytes_digest, write_atomically
 from slmops.registry.metadata import MetadataFolder, SignedState, read_part
@@ -104,8 +104,8 @@ class Catalog:
                     f"release {release.label} is published as {known}, got {digest};"
                     " releases never change: use a new version"
                 )
-            for blob in _blobs(release):
-                self._link(blob, blobs)
+            for wanted, size in _blobs(release).items():
+                self._link(wanted, size, blobs)
             self._store_documents(release)
             write_atomically(self._document_path(release.label, digest), document)
             self._write_index(release, state)
@@ -170,7 +170,7 @@ class Catalog:
         """
         release, digest = self.load(label)
         image = oci.release_image(release)
-        sizes = {blob.digest: blob.bytes for blob in _blobs(release)}
+        sizes = _blobs(release)
         sizes |= {key: len(content) for key, content in image.documents.items()}
         for blob in sizes:
             try:
@@ -223,18 +223,16 @@ class Catalog:
         name = f"{digest_hex(digest)}.{label}.json"
         return self.root / "targets" / "releases" / name
 
-    def _link(self, blob: Variant | Attachment, blobs: BlobStore) -> None:
-        source = blobs.path(blob.digest)
-        size = source.stat().st_size
-        if size != blob.bytes:
+    def _link(self, wanted: Digest, size: int, blobs: BlobStore) -> None:
+        source = blobs.path(wanted)
+        found_size = source.stat().st_size
+        if found_size != size:
             raise UntrustedError(
-                f"artefact {blob.digest} must have {blob.bytes} bytes, got {size}"
+                f"artefact {wanted} must have {size} bytes, got {found_size}"
             )
         found = self.blobs.put_file(source)
-        if found != blob.digest:
-            raise UntrustedError(
-                f"artefact {blob.digest} is damaged: its bytes are {found}"
-            )
+        if found != wanted:
+            raise UntrustedError(f"artefact {wanted} is damaged: its bytes are {found}")
 
     def _store_documents(self, release: Release) -> None:
         for content in oci.release_image(release).documents.values():
@@ -304,9 +302,10 @@ def blob_target(digest: Digest) -> str:
     return f"blobs/sha256/{digest_hex(parse_digest(digest))}"
 
 
-def _blobs(release: Release) -> tuple[Variant | Attachment, ...]:
-    """Return all that a release names by digest: artefacts and evidence."""
-    return (*release.variants, *release.attachments)
+def _blobs(release: Release) -> dict[Digest, int]:
+    """Return all that a release names, with sizes: artefacts, drafts and evidence."""
+    served = (pair for variant in release.variants for pair in variant.artefacts)
+    return {**dict(served), **{a.digest: a.bytes for a in release.attachments}}
 
 
 def _targets(release: Release, document: bytes) -> list[TargetFile]:

@@ -120,6 +120,16 @@ def _manifest(
             "annotations": {FILEPATH: artefact_name(release, variant)},
         }
     ]
+    # A draft comes after the weights it drafts for: readers take the first as the model.
+    layers += [
+        {
+            "mediaType": WEIGHT_TYPE,
+            "digest": digest,
+            "size": size,
+            "annotations": {FILEPATH: f"draft.{artefact_name(release, variant)}"},
+        }
+        for digest, size in variant.artefacts[1:]
+    ]
     if release.model.chat_template is not None:
         template = _stored(
             documents, WEIGHT_CONFIG_TYPE, release.model.chat_template.encode()

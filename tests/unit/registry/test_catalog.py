@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tuf.api.metadata import Metadata
 
 from slmops.domain.errors import ConflictError, NotFoundError, UntrustedError
-from slmops.registry.blobs import BlobStore
+from slmops.domain.runtime_settings import RuntimeSettings
+from slmops.registry.blobs import BlobStore, bytes_digest
 from slmops.registry.catalog import Catalog
 from slmops.registry.keys import SigningKey
 from slmops.registry.signing import OnlineKeys, ReleaseKeys
@@ -263,3 +264,24 @@ def test_of_many_that_create_a_key_at_once_one_wins(tmp_path: Path) -> None:
         made = [key for key in pool.map(create, range(8)) if key]
     assert made == [SigningKey.load(tmp_path / "root.key").public_hex]
     assert [path.name for path in tmp_path.iterdir()] == ["root.key"]
+
+
+def test_a_draft_is_published_with_the_variant_that_runs_with_it(
+    tmp_path: Path,
+) -> None:
+    draft = b"a smaller model"
+    plain = sample_release()
+    runs_with = RuntimeSettings(draft=bytes_digest(draft), draft_bytes=len(draft))
+    variants = tuple(
+        dataclasses.replace(variant, settings=runs_with) for variant in plain.variants
+    )
+    release = dataclasses.replace(plain, variants=variants)
+    sample = publish_sample(tmp_path, [release], artefacts=[draft])
+    assert sample.catalog.blobs.read_bytes(bytes_digest(draft)) == draft
+    without = publish_sample(tmp_path / "plain")
+    found = sample.catalog.verify("sample-1")
+    assert found.blobs == without.catalog.verify("sample-1").blobs + 1
+    path = sample.catalog.blobs.path(bytes_digest(draft))
+    path.write_bytes(b"another model !")
+    with pytest.raises(UntrustedError, match="damaged"):
+        sample.catalog.verify("sample-1")
