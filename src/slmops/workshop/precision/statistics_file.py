@@ -33,6 +33,8 @@ VERSION = 1
 _FIRST_DAY = (1980, 1, 1, 0, 0, 0)
 _MEAN_SQUARE, _MOMENT = "mean_square", "moment"
 _MAX_WIDTH = 1 << 20
+_LEAST_IMPORTANCE = 1e-6
+"""Of a channel, in multiples of the mean."""
 
 Floats = npt.NDArray[np.float32]
 Members = Iterator[tuple[str, npt.NDArray[Any]]]
@@ -57,8 +59,14 @@ class Statistics:
 
     @property
     def importance(self) -> dict[str, Floats]:
-        """Tensor → (width,) importance of its columns: the importance matrix."""
-        return {name: self.mean_squares[at] for name, at in self.inputs.items()}
+        """Tensor → (width,) importance of its columns, > 0: the importance matrix.
+
+        Channels the text never used weigh almost nothing, but not nothing: a block
+        without any weight would be rounded to zeros.
+        """
+        return {
+            name: _positive(self.mean_squares[at]) for name, at in self.inputs.items()
+        }
 
     def moment(self, tensor: str) -> Floats | None:
         """Read a tensor's (width, width) second moments; None if there are none.
@@ -155,6 +163,11 @@ def load_statistics(path: Path) -> Statistics:
             return _read(path, archive)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidInputError(f"{path}: no activation statistics: {error}") from None
+
+
+def _positive(values: Floats) -> Floats:
+    least = np.float32(_LEAST_IMPORTANCE * (float(values.mean()) or 1.0))
+    return np.maximum(values, least)
 
 
 def _members(collected: Collected, moments: Iterator[Floats] | None) -> Members:

@@ -13,6 +13,7 @@ from slmops.workshop.precision.statistics_file import (
     load_statistics,
     save_statistics,
 )
+from slmops.workshop.quantize import decode_rows, encode_rows
 
 
 def collected() -> Collected:
@@ -84,3 +85,19 @@ def test_missing_moments_of_one_input_are_refused(tmp_path: Path) -> None:
     save_statistics(path, collected(), iter([next(moments())]))
     with pytest.raises(InvalidInputError, match="some inputs are missing"):
         load_statistics(path)
+
+
+def test_channels_never_used_keep_their_weights(tmp_path: Path) -> None:
+    found = collected()
+    found.mean_squares[0][:] = 0
+    found.mean_squares[1][:] = (0, 4)
+    path = tmp_path / "statistics"
+    save_statistics(path, found)
+    importance = load_statistics(path).importance
+    assert importance["blk.0.attn_q.weight"].min() > 0
+    assert 0 < importance["output.weight"][0] < 1e-5
+    values = np.ones((2, 32), np.float32)
+    raw = encode_rows(
+        values, "Q4_0", np.repeat(importance["blk.0.attn_q.weight"], 11)[:32]
+    )
+    np.testing.assert_allclose(decode_rows(raw, "Q4_0", 2, 32), values, rtol=0.01)
