@@ -114,8 +114,9 @@ def forecast_memory(
         shape: the model's sizes.
         tensors: of the variant, with its types.
         context_tokens: context it is loaded with.
-        kv_cache: type of the cache: see `slmops.domain.runtime_settings`. With values of
-            few bits flash attention is on, which keeps no scores.
+        kv_cache: type of the cache: see `slmops.domain.runtime_settings`. Values of few
+            bits come with flash attention, which keeps no scores: they are counted all
+            the same, so that the forecast errs upwards.
 
     Raises:
         InvalidInputError: no such type.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from slmops.domain.errors import InvalidInputError
 from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.workshop.forecast import MemoryForecast, forecast_memory
 from slmops.workshop.gguf_file import GgufHeader, read_header
@@ -84,3 +85,21 @@ def test_merges_cost_memory_beside_tokens(header: GgufHeader) -> None:
     assert shape.merges > 0
     without = forecast(replace(shape, merges=0), header, 512)
     assert without.runtime_mib < forecast(shape, header, 512).runtime_mib
+
+
+def test_a_cache_of_few_bits_is_as_small_as_its_blocks(header: GgufHeader) -> None:
+    shape = read_shape(header)
+
+    def cache(kind: str) -> float:
+        found = forecast_memory(
+            shape, header.tensors, context_tokens=1024, kv_cache=kind
+        )
+        return found.kv_cache_mib
+
+    exact = cache("f16")
+    assert cache("q8_0") == pytest.approx(exact * 34 / 64)
+    assert cache("q4_0") == pytest.approx(exact * 18 / 64)
+    # Keys alone: values, as wide here, stay at 16 bits.
+    assert cache("k-q8_0") == pytest.approx((exact + cache("q8_0")) / 2)
+    with pytest.raises(InvalidInputError, match="kv_cache"):
+        cache("q3_k")
