@@ -59,6 +59,7 @@ def main() -> None:
         rows: list[tuple[str, ...]] = []
         peaks: dict[str, dict[str, float]] = {}
         for title, task in _TASKS.items():
+            print(title, file=sys.stderr, flush=True)
             peak, seconds = measured(task, folder)
             rows.append((title, f"{peak:.0f}", f"{bound:.0f}", f"{seconds:.0f}"))
             peaks[title] = {"peak_mb": peak, "seconds": seconds}
