@@ -59,7 +59,8 @@ _COLUMNS = {"ffn_down": "channels", "attn_output": "output"}
 _WHOLE = re.compile(r"\w*_norm|rope_freqs|rope_factors_\w+")
 _STEP = 32
 _GOOD_STEP = 256
-_DAMPING = 0.01
+_UNEXPLAINED_RATIO = 4.0
+"""(1 − R²) / R² for R² of a fifth."""
 _SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 """Their 27-billion models scale attention by width and heads (llama.cpp)."""
 
@@ -203,16 +204,20 @@ def write_narrower(
     return write_model(source, changed_metadata(source, sizes), edits, path, report)
 
 
-def refitted(weights: Matrix, moment: Matrix, kept: Indices) -> Matrix:
+def refitted(weights: Matrix, moment: Matrix, kept: Indices, *, tokens: int) -> Matrix:
     """Return columns that give nearly what all columns gave.
 
-    Minimizes E‖W x − W' x_kept‖² + λ‖W' − W_kept‖² over W', with λ a hundredth of the
-    mean of the moments' diagonal: a direction that was never seen is not changed.
+    Ridge regression of what went on what is left: minimizes E‖W x − W' x_kept‖² +
+    λ Σ_c E[x_c²] ‖W'_c − W_c‖². With p columns kept and n tokens seen, the best λ for
+    independent columns is (p / n) (1 − R²) / R² (Hoerl & Kennard 1970); R², the share
+    of what went that the rest can tell, is taken as a fifth. Fewer tokens, less change:
+    without it the refit learns the calibration text's chance correlations.
 
     Args:
         weights: (rows, columns).
         moment: (columns, columns), E[x xᵀ].
         kept: columns to keep.
+        tokens: rows that `moment` is a mean of.
 
     Returns:
         (rows, kept).
@@ -220,7 +225,10 @@ def refitted(weights: Matrix, moment: Matrix, kept: Indices) -> Matrix:
     second = moment.astype(np.float64)
     gone = np.setdiff1d(np.arange(len(second)), kept)
     inside = second[np.ix_(kept, kept)]
-    inside[np.diag_indices_from(inside)] += _DAMPING * np.diag(second).mean() + 1e-12
+    squares = np.diag(inside).copy()
+    ridge = _UNEXPLAINED_RATIO * len(kept) / max(tokens, 1)
+    # A channel that was always zero gets a ridge too: it cannot tell anything.
+    inside[np.diag_indices_from(inside)] += ridge * squares + 1e-6 * squares.mean()
     carried = np.linalg.solve(inside, second[np.ix_(kept, gone)])
     change = weights[:, gone].astype(np.float64) @ carried.T
     return (weights[:, kept] + change).astype(np.float32)
@@ -260,7 +268,9 @@ def _narrowed_output(
 
     def refit(weights: Matrix) -> Matrix:
         moment = statistics.moment(tensor.name)
-        return weights[:, pick] if moment is None else refitted(weights, moment, pick)
+        if moment is None:
+            return weights[:, pick]
+        return refitted(weights, moment, pick, tokens=statistics.tokens)
 
     return rewritten(tensor, len(pick), refit)
 

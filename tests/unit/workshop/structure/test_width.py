@@ -134,7 +134,7 @@ def test_the_refit_restores_what_correlated_channels_carried() -> None:
     moment = (inputs.T @ inputs / len(inputs)).astype(np.float32)
     wanted = inputs @ weights.T
     cut = inputs[:, kept] @ weights[:, kept].T
-    refit = inputs[:, kept] @ refitted(weights, moment, kept).T
+    refit = inputs[:, kept] @ refitted(weights, moment, kept, tokens=10**6).T
     lost = np.square(wanted - cut).mean()
     assert np.square(wanted - refit).mean() < 0.01 * lost
 
@@ -142,7 +142,7 @@ def test_the_refit_restores_what_correlated_channels_carried() -> None:
 def test_the_refit_leaves_independent_channels_alone() -> None:
     weights = np.random.default_rng(2).normal(size=(3, 8)).astype(np.float32)
     kept = np.arange(5)
-    found = refitted(weights, np.eye(8, dtype=np.float32), kept)
+    found = refitted(weights, np.eye(8, dtype=np.float32), kept, tokens=100)
     assert np.allclose(found, weights[:, kept])
 
 
@@ -205,7 +205,7 @@ def test_second_moments_refit_unless_told_not_to(
     save_statistics(
         statistics,
         Collected(
-            tokens=1,
+            tokens=4096,
             inputs={f"blk.{block}.ffn_down.weight": 0 for block in range(2)},
             mean_squares=(np.ones(192, np.float32),),
             block_similarity=np.ones(2, np.float32),
