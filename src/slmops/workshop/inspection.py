@@ -4,8 +4,8 @@ Tensors of one role and shape, such as the queries of all layers, are one group.
 it is read from the header; no weight is touched.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,9 +174,9 @@ def _dividing(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _parts(groups: Iterable[TensorGroup], total: int) -> tuple[PartTotal, ...]:
-    members: Mapping[str, list[TensorGroup]] = {}
+    members: defaultdict[str, list[TensorGroup]] = defaultdict(list)
     for group in groups:
-        members = {**members, group.part: [*members.get(group.part, []), group]}
+        members[group.part].append(group)
     parts = [
         PartTotal(
             part=part,
