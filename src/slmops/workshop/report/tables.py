@@ -152,7 +152,7 @@ def _making(result: BuildResult, candidate: Candidate) -> str:
         how = "nothing rounded"
     parts = [
         f"{card.parameters / 1e6:.1f} million; {how}",
-        ", ".join(f"{kind} × {n}" for kind, n in kinds),
+        ", ".join(f"{kind}\u00a0×\u00a0{n}" for kind, n in kinds),
     ]
     small = join(f"<small>{escape(part)}</small>" for part in parts)
     name = escape(structure_of(card) or "as imported")
