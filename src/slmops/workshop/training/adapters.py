@@ -1,15 +1,17 @@
-"""Low-rank adapters by peft: put in, merged, and packed as one file."""
+"""Low-rank adapters by peft: put in, merged, and written."""
 
 import contextlib
 import io
 import tarfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import peft
 import torch
 
+from slmops.workshop.adapters import adapter_to_gguf
+from slmops.workshop.jobs.job import Job
 from slmops.workshop.training.settings import FinetuneSettings
 from slmops.workshop.training.untyped import Module
 
@@ -43,12 +45,24 @@ def merge_adapters(adapted: Module) -> None:
         adapted.merge_and_unload()
 
 
-def pack_adapter(adapted: Module, output: Path, scratch: Path) -> Path:
-    """Save peft's two files as a tar without dates or owners; equal in, equal out."""
-    folder = scratch / "adapter"
+def save_adapter(adapted: Module, model: Path, job: Job) -> Mapping[str, Path]:
+    """Write an adapter in both its forms.
+
+    Returns:
+        ``adapter``, the GGUF that llama.cpp loads beside any quantization of `model`, and
+        ``peft``, a tar of peft's two files for other tools.
+    """
+    folder = job.state / "adapter"
     with _quiet():
         adapted.save_pretrained(folder)
-    path = output / "adapter.tar"
+    path = job.output / "adapter.gguf"
+    with path.open("wb") as sink:
+        adapter_to_gguf(folder, model, sink, kind="F16")
+    return {"adapter": path, "peft": _packed(folder, job.output / "peft.tar")}
+
+
+def _packed(folder: Path, path: Path) -> Path:
+    """Pack without dates or owners: equal files give equal bytes."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name in _FILES:
             content = (folder / name).read_bytes()

@@ -2,7 +2,8 @@
 
 Inputs ``model`` (16-bit GGUF), ``data`` and, if given, ``validation`` (JSON Lines, see
 `data`). Parameters are the fields of `FinetuneSettings`. Outputs ``model`` (16-bit GGUF,
-when merged), ``adapter`` (LoRA: a tar of peft's two files), ``log`` (`TrainingLog`).
+when merged), ``log`` (`TrainingLog`) and with LoRA ``adapter`` (GGUF) and ``peft`` (a tar
+of peft's two files).
 """
 
 from collections.abc import Mapping

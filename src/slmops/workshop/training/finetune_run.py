@@ -8,7 +8,7 @@ from slmops.workshop.jobs.job import Job
 from slmops.workshop.training.adapters import (
     add_adapters,
     merge_adapters,
-    pack_adapter,
+    save_adapter,
 )
 from slmops.workshop.training.bridge import TorchModel, open_model, save_model
 from slmops.workshop.training.chat import TokenExample, render_examples
@@ -44,7 +44,7 @@ def finetune(job: Job, settings: FinetuneSettings) -> Mapping[str, Path]:
     log = run_course(job, settings, lesson, kind="finetune")
     outputs = {"log": write_log(log, job.output)}
     if adapted is not None:
-        outputs["adapter"] = pack_adapter(adapted, job.output, job.state)
+        outputs |= save_adapter(adapted, model.source, job)
     if settings.merge:
         if adapted is not None:
             merge_adapters(adapted)

@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from slmops.domain.errors import InvalidInputError
 from slmops.testing.tiny_gguf import stored_bytes
+from slmops.workshop.adapters import merge_adapter
 from slmops.workshop.gguf_file import read_header
 from slmops.workshop.jobs.job import Job
+from slmops.workshop.quantize import decode_rows
 from slmops.workshop.training import finetune
 
 pytest.importorskip("torch")
@@ -46,8 +49,8 @@ def test_full_training_lowers_the_held_out_loss(
     assert (log["examples"], log["held_out_examples"]) == (36, 4)
 
 
-def test_adapters_are_merged_and_packed(
-    tiny_model: Path, examples: Path, make_job: MakeJob
+def test_adapters_are_merged_and_written(
+    tiny_model: Path, examples: Path, tmp_path: Path, make_job: MakeJob
 ) -> None:
     job = make_job(
         "lora",
@@ -62,7 +65,8 @@ def test_adapters_are_merged_and_packed(
     outputs = finetune.run(job)
     found = losses(outputs["log"])
     assert min(found) < found[0] / 2
-    with tarfile.open(outputs["adapter"]) as archive:
+    with tarfile.open(outputs["peft"]) as archive:
+        archive.extractall(tmp_path / "peft", filter="data")
         assert archive.getnames() == [
             "adapter_config.json",
             "adapter_model.safetensors",
@@ -81,6 +85,20 @@ def test_adapters_are_merged_and_packed(
         for part in (*parts, "ffn_down")
     }
 
+    # The same merge by other code, from the adapter's files.
+    again = tmp_path / "again.gguf"
+    with again.open("wb") as sink:
+        merge_adapter(tiny_model, tmp_path / "peft", sink)
+    other = read_header(again)
+    for one, two in zip(after.tensors, other.tensors, strict=True):
+        values, expected = (
+            decode_rows(stored_bytes(h, t), t.kind, t.rows, t.width)
+            for h, t in ((after, one), (other, two))
+        )
+        assert np.allclose(values, expected, atol=1e-3)
+    names = {tensor.name for tensor in read_header(outputs["adapter"]).tensors}
+    assert {f"{name}.lora_a" for name in changed} <= names
+
 
 def test_an_adapter_alone_leaves_no_model(
     tiny_model: Path, examples: Path, make_job: MakeJob
@@ -88,7 +106,7 @@ def test_an_adapter_alone_leaves_no_model(
     job = make_job(
         "adapter", {"model": tiny_model, "data": examples}, merge=False, max_steps=2
     )
-    assert set(finetune.run(job)) == {"adapter", "log"}
+    assert set(finetune.run(job)) == {"adapter", "peft", "log"}
 
 
 class StoppedError(Exception):
