@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from slmops.cli.main import main
 from slmops.domain.errors import InvalidInputError, UnavailableError
+from slmops.testing.sample_evidence import released_build
 from slmops.wire.codec import document_digest
 from slmops.workshop.build_result import BuildResult
 from slmops.workshop.evidence.bom import Product
@@ -118,6 +120,28 @@ def test_a_server_that_is_not_there_is_found_before_the_build(
         open_tracking("http://127.0.0.1:9", "sample")
 
 
+def test_report_logs_a_finished_build(
+    folder: Path, tracking: Tracking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, plain = released_build(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                *("--workspace", str(tmp_path), "report", "--json"),
+                *("--mlflow", f"sqlite:///{folder}/runs.db"),
+                *("--output", str(tmp_path / "out")),
+            ]
+        )
+    assert not ended.value.code
+    assert "MLflow: run " in capsys.readouterr().err
+    (run,) = tracking.client.search_runs(
+        [tracking.experiment_id], f"tags.`slmops.build` = '{document_digest(plain)}'"
+    )
+    assert set(children(tracking, run.info.run_id)) == {
+        c.card.label for c in rows(plain)
+    }
+
+
 WITHOUT = """
 import sys
 sys.modules["mlflow"] = None  # as if it were not installed
@@ -127,8 +151,6 @@ main(["--workspace", sys.argv[1], "report", "--mlflow", "sqlite:///x.db", "--out
 
 
 def test_without_the_package_the_extra_is_named(tmp_path: Path) -> None:
-    from slmops.testing.sample_evidence import released_build
-
     released_build(tmp_path)
     ran = subprocess.run(
         [sys.executable, "-c", WITHOUT, str(tmp_path)],
