@@ -110,8 +110,8 @@ def ranked_scores(vocabulary: Mapping[str, int], merges: Sequence[str]) -> list[
     """
     places: dict[str, float] = {}
     for merge in merges:
-        places.setdefault(merge.replace(" ", ""), -float(len(places)))
-    scores = [-float(len(places))] * (max(vocabulary.values(), default=-1) + 1)
+        places.setdefault(merge.replace(" ", ""), float(-len(places)))
+    scores = [float(-len(places))] * (max(vocabulary.values(), default=-1) + 1)
     for token, index in vocabulary.items():
         scores[index] = places.get(token, scores[index])
     return scores
