@@ -135,7 +135,11 @@ KINDS: Mapping[str, JobKind] = {
     ),
     "task": JobKind(
         function=f"{_HERE}.tasks.ask:run",
-        code=(f"{_HERE}.tasks",),
+        code=(
+            f"{_HERE}.tasks",
+            f"{_HERE}.jsonl",
+            "slmops.runtimes.llamacpp_continuations",
+        ),
         packages=("rouge-score", "jsonschema", "numpy"),
         in_runtime=True,
     ),
