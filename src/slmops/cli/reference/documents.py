@@ -62,6 +62,9 @@ _OTHERS = """
 imports from the Hub, never for an agent: whoever starts it must not send it elsewhere.
 `XDG_CACHE_HOME` moves the cache in which the demo keeps its model. `HF_HOME` and the other
 variables of `huggingface_hub` count for imports from the Hub.
+
+`RAY_ADDRESS` names the cluster that `slmops build --executor ray` joins; `SLMOPS_RAY_NODE_FOLDER`, set on its nodes,
+where they keep inputs and checkpoints ([executors](executors.md)).
 """
 
 
