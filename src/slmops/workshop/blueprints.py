@@ -11,6 +11,7 @@ from slmops.runtimes.base import runtime_names
 from slmops.wire.codec import encode_json_pretty, json_schema
 from slmops.workshop.fragments import IMPORT, Resolved, resolve_blueprint
 from slmops.workshop.mixes import find_mix
+from slmops.workshop.precision.overlap import check_apart
 from slmops.workshop.text_sources import (
     calibration_text,
     evaluation_text,
@@ -55,14 +56,14 @@ def _check_named(blueprint: Blueprint, path: Path) -> None:
                 f"{path}: classes[{index}].runtime must be one of {', '.join(known)},"
                 f" got {device_class.runtime!r}"
             )
-    evaluation_text(blueprint.evaluation, path.parent)
+    evaluation = evaluation_text(blueprint.evaluation, path.parent)
     golden_prompts(blueprint.golden, path.parent)
-    _check_recipe(blueprint.recipe, path.parent)
+    _check_recipe(blueprint.recipe, path.parent, evaluation)
 
 
-def _check_recipe(recipe: Recipe, folder: Path) -> None:
+def _check_recipe(recipe: Recipe, folder: Path, evaluation: str) -> None:
     if recipe.calibration is not None:
-        calibration_text(recipe.calibration, folder)
+        check_apart(calibration_text(recipe.calibration, folder), evaluation)
     steps = [step for plan in recipe.structures for step in plan.steps]
     for step in (*recipe.prepare, *steps):
         lever = step.lever

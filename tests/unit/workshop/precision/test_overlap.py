@@ -1,10 +1,12 @@
 """Calibration and evaluation text share nothing, or the line that they share is named."""
 
 import importlib.resources
+from pathlib import Path
 
 import pytest
 
 from slmops.domain.errors import InvalidInputError
+from slmops.workshop.blueprints import load_blueprint
 from slmops.workshop.precision.overlap import check_apart
 
 EVALUATION = """The ferry leaves at six, and again at nine when the tide allows it.
@@ -41,3 +43,17 @@ def test_a_sentence_copied_across_lines_is_found() -> None:
 )
 def test_short_phrases_may_be_shared(text: str) -> None:
     check_apart(text, EVALUATION)
+
+
+def test_a_blueprint_that_calibrates_on_what_it_scores_is_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.txt").write_text("A first line.\n" + EVALUATION)
+    (tmp_path / "scored.txt").write_text(EVALUATION)
+    blueprint = tmp_path / "blueprint.yaml"
+    blueprint.write_text(
+        "name: shop\nmodel: m.gguf\nclasses: [{name: any}]\n"
+        "evaluation: {text: scored.txt}\nrecipe: {calibration: {text: mine.txt}}\n"
+    )
+    with pytest.raises(InvalidInputError, match="calibration text, line 2"):
+        load_blueprint(blueprint)
