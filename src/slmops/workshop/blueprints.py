@@ -6,19 +6,11 @@ from pathlib import Path
 
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.errors import ConflictError, InvalidInputError
-from slmops.domain.recipe import Recipe
 from slmops.runtimes.base import runtime_names
 from slmops.wire.codec import encode_json_pretty, json_schema
+from slmops.workshop.blueprint_files import check_files
 from slmops.workshop.fragments import IMPORT, Resolved, resolve_blueprint
 from slmops.workshop.mixes import find_mix
-from slmops.workshop.precision.overlap import check_apart
-from slmops.workshop.text_sources import (
-    calibration_text,
-    evaluation_text,
-    golden_prompts,
-    read_data,
-    read_text,
-)
 
 BLUEPRINT_FILE = "blueprint.yaml"
 SCHEMA_FILE = "blueprint.schema.json"
@@ -56,24 +48,7 @@ def _check_named(blueprint: Blueprint, path: Path) -> None:
                 f"{path}: classes[{index}].runtime must be one of {', '.join(known)},"
                 f" got {device_class.runtime!r}"
             )
-    evaluation = evaluation_text(blueprint.evaluation, path.parent)
-    golden_prompts(blueprint.golden, path.parent)
-    _check_recipe(blueprint.recipe, path.parent, evaluation)
-
-
-def _check_recipe(recipe: Recipe, folder: Path, evaluation: str) -> None:
-    if recipe.calibration is not None:
-        check_apart(calibration_text(recipe.calibration, folder), evaluation)
-    steps = [step for plan in recipe.structures for step in plan.steps]
-    for step in (*recipe.prepare, *steps):
-        lever = step.lever
-        text = getattr(lever, "text", None)
-        if text is not None:
-            read_text(folder / text, f"{step.name}.text")
-        for name in ("data", "validation", "prompts"):
-            given = getattr(lever, name, None)
-            if given is not None:
-                read_data(folder / given, f"{step.name}.{name}")
+    check_files(blueprint, path.parent)
 
 
 def write_blueprint(folder: Path, model: str) -> tuple[Path, Path]:

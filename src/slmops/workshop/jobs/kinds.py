@@ -20,7 +20,26 @@ _GGUF = (
     f"{_HERE}.gguf_writer",
     f"{_HERE}.model_shape",
 )
-_TRAINING = (f"{_HERE}.training", f"{_HERE}.hf_export", f"{_HERE}.hf_source", *_GGUF)
+_CHECKPOINTS = (
+    "hf_config",
+    "hf_export",
+    "hf_export_tokenizer",
+    "hf_files",
+    "hf_names",
+    "hf_rope",
+    "hf_sentencepiece",
+    "hf_source",
+    "hf_tokenizer",
+    "reference",
+    "safetensors_file",
+)
+_TRAINING = (
+    f"{_HERE}.training",
+    f"{_HERE}.adapters",
+    f"{_HERE}.quantize",
+    *(f"{_HERE}.{name}" for name in _CHECKPOINTS),
+    *_GGUF,
+)
 _SCORE = (f"{_HERE}.score_job", f"{_HERE}.score_file", f"{_HERE}.token_map")
 _STRUCTURE = (
     f"{_HERE}.structure",
@@ -123,7 +142,7 @@ KINDS: Mapping[str, JobKind] = {
     ),
     "recover": JobKind(
         function=f"{_HERE}.training.recover:run",
-        code=(*_TRAINING, f"{_HERE}.quantize"),
+        code=_TRAINING,
         packages=("torch", "transformers", "libgguf", "numpy"),
         wide=True,
     ),

@@ -17,6 +17,7 @@ from slmops.workshop.precision.assignment import (
     Limits,
     MemoryLimit,
     assign,
+    without_types,
 )
 from slmops.workshop.precision.sensitivity import Sensitivity, load_sensitivity
 from slmops.workshop.quantize import predict_quantized
