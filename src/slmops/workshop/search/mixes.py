@@ -43,9 +43,9 @@ def mixed_makings(
         OverBudgetError: a size that the plan names is less than the smallest mix has.
     """
     build = levers.build
-    sensitivity = load_sensitivity(
-        build.blobs.path(levers.sensitivity(structure.model))
-    )
+    measured = load_sensitivity(build.blobs.path(levers.sensitivity(structure.model)))
+    # Types that a quantized source made free say nothing of models without that past.
+    sensitivity = without_types(measured)
     shape = read_shape(read_header(build.blobs.path(structure.model)))
     known = set()
     for found in _assignments(plan, build.blueprint.classes, sensitivity, shape):
