@@ -109,6 +109,11 @@ class Sparsify:
             raise InvalidInputError(
                 f"sparsify.sparsity must be in (0, 1), got {self.sparsity:g}"
             )
+        two_of_four = self.pattern is SparsityPattern.TWO_OF_FOUR
+        if two_of_four and self.sparsity != 0.5:  # noqa: PLR2004 - two of four
+            raise InvalidInputError(
+                f"sparsify.sparsity must be 0.5 with pattern 2:4, got {self.sparsity:g}"
+            )
 
 
 class TuningMethod(StrEnum):

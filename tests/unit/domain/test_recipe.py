@@ -11,6 +11,8 @@ from slmops.domain.levers import (
     PruneDepth,
     PruneWidth,
     RecipeStep,
+    Sparsify,
+    SparsityPattern,
     TrimVocabulary,
 )
 from slmops.domain.recipe import CalibrationPlan, MixedPlan, Recipe, StructurePlan
@@ -58,6 +60,10 @@ def test_a_step_is_called_by_its_key() -> None:
         (lambda: PruneDepth(layers=(2, 0)), "prune_depth.layers must be >= 1, got 0"),
         (lambda: TrimVocabulary(text="a", tokens=255), "must be >= 256"),
         (lambda: Distill(text="a", data="b"), "one of text, data and prompts"),
+        (
+            lambda: Sparsify(pattern=SparsityPattern.TWO_OF_FOUR, sparsity=0.6),
+            "must be 0.5 with pattern 2:4",
+        ),
         (lambda: StructurePlan(name="base", steps=(DEPTH,)), "is the model itself"),
         (lambda: StructurePlan(name="slim", steps=()), "at least one step"),
         (lambda: MixedPlan(megabytes=(0.0,)), "must be > 0"),
