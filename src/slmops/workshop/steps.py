@@ -24,6 +24,10 @@ from slmops.registry.workspace import Workspace
 from slmops.wire.codec import decode_json, document_digest, encode_json
 from slmops.workshop.jobs.job import Value
 
+_KEPT_STATES = 8
+"""Checkpoints of unfinished steps that are kept: a step whose code was edited meanwhile
+is another step, and nobody comes back for its checkpoint."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
@@ -97,7 +101,16 @@ class StepCache:
         """Remove what a killed build left half done; only under the build lock."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
+        for folder in self._states()[_KEPT_STATES:]:
+            shutil.rmtree(folder, ignore_errors=True)
         self.blobs.remove_partials()
+
+    def _states(self) -> list[Path]:
+        """Return checkpoints' folders, the one touched last first."""
+        if not self.state.is_dir():
+            return []
+        folders = list(self.state.iterdir())
+        return sorted(folders, key=lambda folder: -folder.stat().st_mtime_ns)
 
     def find(self, step: Step) -> StepRecord | None:
         """Return the record of a finished step whose outputs are whole, or None.

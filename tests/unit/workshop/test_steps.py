@@ -1,5 +1,6 @@
 """Steps: computed once, found again only when nothing that matters has changed."""
 
+import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -197,3 +198,17 @@ def test_cleaning_removes_what_a_killed_build_left_and_keeps_what_it_finished(
     assert not partial.exists()
     run(workspace, compute)
     assert compute.runs == 1
+
+
+def test_only_the_latest_checkpoints_of_unfinished_steps_are_kept(
+    tmp_path: Path,
+) -> None:
+    cache = StepCache(Workspace(root=tmp_path))
+    for number in range(10):
+        folder = cache.state / f"step-{number}"
+        folder.mkdir(parents=True)
+        os.utime(folder, (number, number))
+    cache.clean()
+    assert {folder.name for folder in cache.state.iterdir()} == {
+        f"step-{number}" for number in range(2, 10)
+    }
