@@ -50,7 +50,12 @@ def _statistics(job: Job) -> Statistics | None:
 
 
 def _rounder(job: Job, statistics: Statistics | None) -> Compensation | None:
-    if Rounding(job.parameter("rounding", str)) is Rounding.NEAREST:
+    rounding = job.parameter("rounding", str)
+    if rounding not in list(Rounding):
+        raise InvalidInputError(
+            f"parameter rounding must be one of {', '.join(Rounding)}, got {rounding!r}"
+        )
+    if rounding == Rounding.NEAREST:
         return None
     if statistics is None or not statistics.has_moments:
         raise InvalidInputError(
