@@ -42,7 +42,8 @@ class Job:
     seed: int = 0
     """Of any chance in it."""
     threads: int = 1
-    """Processors it may use; must not change what comes out."""
+    """Processors it may use; must not change what comes out, but for the last bits of
+    training: sums over a batch are added in another order."""
     report: Report = unheard
     """Call it often: it is also how a job learns that it was stopped."""
 

@@ -137,13 +137,13 @@ KINDS: Mapping[str, JobKind] = {
     "distill": JobKind(
         function=f"{_HERE}.training.distill:run",
         code=_TRAINING,
-        packages=("torch", "transformers", "numpy"),
+        packages=("torch", "transformers", "peft", "numpy"),
         wide=True,
     ),
     "recover": JobKind(
         function=f"{_HERE}.training.recover:run",
         code=_TRAINING,
-        packages=("torch", "transformers", "libgguf", "numpy"),
+        packages=("torch", "transformers", "peft", "libgguf", "numpy"),
         wide=True,
     ),
     "generate": JobKind(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from slmops.domain.blueprint import CONTROL_QUANTIZATION
+from slmops.domain.errors import OverBudgetError
 from slmops.domain.recipe import RecoverPlan, Rounding
 from slmops.workshop.artefacts import MIXED, Making
 from slmops.workshop.search.mixes import mixed_makings, stock_assignment
@@ -18,12 +19,21 @@ def candidate_makings(
     Args:
         levers: of the build.
         structures: the base first.
+
+    Raises:
+        OverBudgetError: mixes of given sizes are asked for, and none can be so small.
     """
     blueprint = levers.build.blueprint
     found = [_control(structures[0])]
     for structure in structures:
         makings = _makings(levers, structure)
         found += [each for each in makings if each.label != CONTROL_QUANTIZATION]
+    mixed = blueprint.recipe.mixed
+    if mixed is not None and mixed.megabytes and not any(m.assignment for m in found):
+        raise OverBudgetError(
+            "recipe.mixed.megabytes: no structure can be that small:"
+            f" {', '.join(f'{size:g}' for size in mixed.megabytes)}"
+        )
     wanted = {making.label for making in found}
     if CONTROL_QUANTIZATION not in blueprint.candidates:
         wanted.discard(CONTROL_QUANTIZATION)

@@ -1,5 +1,6 @@
 """Mixes of the recipe: a type for every tensor, within sizes or within classes' budgets."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -37,10 +38,7 @@ def mixed_makings(
         levers: of the build.
         structure: what is quantized.
         plain: everything but quantization and assignment.
-        plan: which sizes.
-
-    Raises:
-        OverBudgetError: a size that the plan names is less than the smallest mix has.
+        plan: which sizes; those that the structure's smallest types exceed are left out.
     """
     build = levers.build
     measured = load_sensitivity(build.blobs.path(levers.sensitivity(structure.model)))
@@ -73,19 +71,14 @@ def _assignments(
     sensitivity: Sensitivity,
     shape: ModelShape,
 ) -> Iterator[Assignment]:
-    for size in plan.megabytes:
-        yield assign(sensitivity, Limits(file_bytes=int(size * _MB)))
-    if plan.megabytes:
-        return
-    for device_class in classes:
-        limits = _limits(device_class, shape)
+    sizes = [Limits(file_bytes=int(size * _MB)) for size in plan.megabytes]
+    budgets = [_limits(device_class, shape) for device_class in classes]
+    for limits in sizes or budgets:
         if limits is None:
             continue
-        try:
+        # What no mix of this structure fits, another structure's may.
+        with contextlib.suppress(OverBudgetError):
             yield assign(sensitivity, limits)
-        except OverBudgetError:
-            # No mix of this structure fits the class; another structure's may.
-            continue
 
 
 def _limits(device_class: DeviceClass, shape: ModelShape) -> Limits | None:
