@@ -16,6 +16,11 @@ from enum import StrEnum
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import check_name
 from slmops.domain.levers import RecipeStep
+from slmops.domain.runtime_settings import (
+    DRAFT_TOKENS,
+    check_draft_tokens,
+    check_kv_cache,
+)
 
 BASE = "base"
 """Name of the structure that changes nothing; every build has it."""
@@ -119,6 +124,32 @@ class RecoverPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimePlan:
+    """Settings of the runtime to measure every chosen variant at, in all combinations."""
+
+    kv_cache: tuple[str, ...] = ()
+    """Types of the attention's cache besides 16 bits: ``k-q8_0``, ``q8_0``, ``k-q4_0``,
+    ``q4_0``."""
+    drafts: tuple[str, ...] = ()
+    """Candidates of this build that may draft for a variant with the same vocabulary, by
+    label: ``slim-1/Q4_0``."""
+    draft_tokens: tuple[int, ...] = (DRAFT_TOKENS,)
+    """How many tokens to draft at once, 1 to 16 each."""
+
+    def __post_init__(self) -> None:
+        for kv_cache in self.kv_cache:
+            check_kv_cache(kv_cache)
+        for tokens in self.draft_tokens:
+            check_draft_tokens(tokens)
+        if not self.kv_cache and not self.drafts:
+            raise InvalidInputError(
+                "recipe.runtime must name a kv_cache or a draft, got neither"
+            )
+        if self.drafts and not self.draft_tokens:
+            raise InvalidInputError("recipe.runtime.draft_tokens must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchPlan:
     """How structures are searched when there are many."""
 
@@ -164,6 +195,8 @@ class Recipe:
     """Mixes chosen tensor by tensor; null tries none."""
     recover: RecoverPlan | None = None
     """Training that makes up for rounding; null does none."""
+    runtime: RuntimePlan | None = None
+    """Settings of the runtime to try on what is chosen; null changes none."""
     search: SearchPlan = field(default_factory=SearchPlan)
     """How many structures are tried."""
     seed: int = 0

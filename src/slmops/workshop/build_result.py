@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.ids import Digest
 from slmops.domain.recipe import StructurePlan
-from slmops.domain.release import Card, GoldenSet, ModelRecord, Variant
+from slmops.domain.release import (
+    Card,
+    Fidelity,
+    GoldenSet,
+    ModelRecord,
+    Speed,
+    Variant,
+)
+from slmops.domain.runtime_settings import RuntimeSettings
 from slmops.domain.tasks import TaskResult
 from slmops.workshop.steps import StepRecord
 
@@ -86,6 +94,26 @@ class ClassSelection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SettingResult:
+    """One chosen variant at one setting of the runtime."""
+
+    variant: str
+    """Label of the candidate."""
+    settings: RuntimeSettings
+    """Of the runtime; the defaults are what all others are compared with."""
+    draft: str | None
+    """Label of the candidate that drafts; None for none."""
+    fidelity: Fidelity | None
+    """With it; None when it was not measured."""
+    speed: tuple[Speed, ...]
+    """With it, one for each distinct (threads, context) of the classes it serves."""
+    adopted: bool
+    """Whether the variant runs so."""
+    reason: str
+    """Why, or why not, with figures."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BuildResult:
     """The evidence of a release; its digest is the build's identity."""
 
@@ -113,6 +141,14 @@ class BuildResult:
     """Every step that led here."""
     trials: tuple[Trial, ...] = ()
     """Every structure the recipe stands for, and why it was built in full or not."""
+
+    setting_results: tuple[SettingResult, ...] = ()
+    """Every chosen variant at every setting the recipe asks for; empty when it asks for
+    none."""
+
+    def chosen_card(self, device_class: str) -> Card:
+        """Return what was measured of a class's variant, as the runtime is to run it."""
+        return next(v.card for v in self.variants if device_class in v.classes)
 
     def candidate(self, label: str) -> Candidate:
         """Return a candidate by its label."""

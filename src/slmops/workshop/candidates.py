@@ -102,13 +102,26 @@ def chosen_variants(
     candidates: Sequence[Candidate],
     selection: Sequence[ClassSelection],
     golden: Digest,
+    tuned: Mapping[Digest, Card],
 ) -> tuple[Variant, ...]:
-    """Ask the golden prompts to what was chosen, and return it ready for a release."""
+    """Ask the golden prompts to what was chosen, and return it ready for a release.
+
+    Args:
+        build: that measured them.
+        candidates: all of them.
+        selection: which of them serve whom.
+        golden: the reference's golden answers.
+        tuned: artefact → card, of what is to run at other settings of the runtime.
+    """
     chosen = [c for c in candidates if any(s.digest == c.digest for s in selection)]
     build.board.expect(len(chosen))
     goldens = Goldens(build=build)
     with build.pool() as pool:
-        asked = [pool.submit(goldens.ask, c.label, c.digest, golden) for c in chosen]
+        cards = [tuned.get(c.digest, c.card) for c in chosen]
+        asked = [
+            pool.submit(goldens.ask, c.label, c.digest, golden, card.settings)
+            for c, card in zip(chosen, cards, strict=True)
+        ]
         logprobs = [future.result() for future in asked]
     return tuple(
         Variant(
@@ -119,8 +132,9 @@ def chosen_variants(
             classes=tuple(
                 s.device_class for s in selection if s.digest == candidate.digest
             ),
-            card=candidate.card,
+            card=card,
             golden_logprobs=first,
+            settings=card.settings,
         )
-        for candidate, first in zip(chosen, logprobs, strict=True)
+        for candidate, card, first in zip(chosen, cards, logprobs, strict=True)
     )

@@ -104,7 +104,9 @@ def _task_ratio(result: TaskResult, rules: SelectionRules) -> float:
 
 def _budget_excesses(card: Card, device_class: DeviceClass) -> list[Excess]:
     budget = device_class.budget
-    found = [_over("disk", card.bytes / MIB, budget.disk_mib, "MiB")]
+    # A draft is a second file of the variant.
+    disk = (card.bytes + card.settings.draft_bytes) / MIB
+    found = [_over("disk", disk, budget.disk_mib, "MiB")]
     speed = card.speed_for(device_class)
     if speed is None:
         if _needs_speed(budget):

@@ -5,16 +5,19 @@ Both go through the chat path of a real worker, as on a device.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slmops.domain.ids import Digest
 from slmops.domain.release import GoldenSet
+from slmops.domain.runtime_settings import UNCHANGED, RuntimeSettings
 from slmops.registry.blobs import BlobStore, bytes_digest
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.golden import ask_golden, record_golden
 from slmops.wire.codec import decode_json, encode_json
 from slmops.workshop.build_context import BuildContext
+from slmops.workshop.jobs.job import Value
 from slmops.workshop.jobs.tools import tool_version
+from slmops.workshop.speed_setting import changed_parameters
 from slmops.workshop.steps import Step
 from slmops.workshop.workbench import runtime_tool
 
@@ -83,16 +86,33 @@ class Goldens:
         record = self.build.runner.run("record golden answers", step, compute)
         return record.outputs[GOLDEN]
 
-    def ask(self, name: str, artefact: Digest, golden: Digest) -> tuple[float, ...]:
-        """Return a variant's own log p of each prompt's first expected token."""
+    def ask(
+        self,
+        name: str,
+        artefact: Digest,
+        golden: Digest,
+        settings: RuntimeSettings = UNCHANGED,
+    ) -> tuple[float, ...]:
+        """Return a variant's own log p of each prompt's first expected token.
+
+        Args:
+            name: of the variant, for people.
+            artefact: the variant.
+            golden: the recorded set.
+            settings: of the runtime, as on a device.
+        """
         blobs = self.build.blobs
-        step = self._step("ask golden", {"artefact": artefact, "golden": golden}, {})
+        inputs = {"artefact": artefact, "golden": golden}
+        if settings.draft is not None:
+            inputs["draft"] = settings.draft
+        step = self._step("ask golden", inputs, changed_parameters(settings))
+        worker_settings = self._with(settings)
 
         def compute() -> Mapping[str, Digest]:
             path = blobs.path(artefact)
             with (
                 self.build.board.task(f"golden prompts to {name}"),
-                self.build.workers.start(path, self.settings) as worker,
+                self.build.workers.start(path, worker_settings) as worker,
             ):
                 run = ask_golden(worker.address, load_golden(blobs, golden))
             found = GoldenLogprobs(
@@ -106,11 +126,20 @@ class Goldens:
         content = blobs.read_bytes(record.outputs[LOGPROBS])
         return decode_json(content, GoldenLogprobs, where=name).first_token
 
+    def _with(self, settings: RuntimeSettings) -> WorkerSettings:
+        draft = settings.draft
+        return replace(
+            self.settings,
+            kv_cache=settings.kv_cache,
+            draft=None if draft is None else str(self.build.blobs.path(draft)),
+            draft_tokens=settings.draft_tokens,
+        )
+
     def _step(
         self,
         kind: str,
         inputs: Mapping[str, Digest],
-        parameters: Mapping[str, int | tuple[str, ...]],
+        parameters: Mapping[str, Value],
     ) -> Step:
         template = bytes_digest((self.build.model.chat_template or "").encode())
         return Step(

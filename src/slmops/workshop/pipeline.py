@@ -8,7 +8,9 @@ Stages, and what may run at the same time:
 3. *Tasks* (`asked`): the user's own examples, all processors at work.
 4. *Speed* (`speeds`). Times alone: anything beside them would be measured too.
 5. *Select* (`select`), pure.
-6. *Golden prompts* to the chosen variants (`candidates`).
+6. *Runtime settings* (`tuned`), where the recipe asks for some: of what was chosen, timed
+   alone too.
+7. *Golden prompts* to the chosen variants (`candidates`).
 
 Every figure comes from a cached step or is a pure function of cached steps, so a second
 build computes nothing and finds the same result, byte for byte.
@@ -54,6 +56,7 @@ from slmops.workshop.search.structures import Levers
 from slmops.workshop.select import select_variants
 from slmops.workshop.speeds import measure_speeds
 from slmops.workshop.steps import StepTiming
+from slmops.workshop.tuned import Tuned, check_runtime_plan, tune_settings
 from slmops.workshop.workbench import Workbench, local_workbench, ray_workbench
 from slmops.workshop.workers import Workers
 
@@ -164,6 +167,7 @@ def _run(build: BuildContext, *, below_floor: bool) -> BuildRun:
         prepare_reference(levers)
         structures = build_structures(levers)
         makings = candidate_makings(levers, structures.kept)
+    check_runtime_plan(build, makings)
     # Quantize and score each; score the reference twice, ask it the golden prompts.
     build.board.expect(2 * len(makings) + 3)
     with build.stage("quantize and score"):
@@ -183,8 +187,14 @@ def _run(build: BuildContext, *, below_floor: bool) -> BuildRun:
             below_floor=below_floor,
         )
         selection = select_variants(build.blueprint.classes, candidates, rules)
+    tuned = Tuned()
+    if build.blueprint.recipe.runtime is not None:
+        with build.stage("runtime settings"):
+            tuned = tune_settings(build, scored, candidates, selection, rules)
     with build.stage("golden prompts"):
-        variants = chosen_variants(build, candidates, selection, scored.golden)
+        variants = chosen_variants(
+            build, candidates, selection, scored.golden, tuned.cards
+        )
     result = BuildResult(
         blueprint=build.blueprint,
         below_floor=below_floor,
@@ -198,6 +208,7 @@ def _run(build: BuildContext, *, below_floor: bool) -> BuildRun:
         machine=machine_fingerprint(build.runtime),
         provenance=build.runner.provenance(),
         trials=structures.trials,
+        setting_results=tuned.results,
     )
     _remember_speed(build, control, scored.artefacts)
     return BuildRun(

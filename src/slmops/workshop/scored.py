@@ -43,7 +43,7 @@ def quantize_and_score(build: BuildContext, makings: Sequence[Making]) -> Scored
         NotFoundError: a text does not exist.
         UnavailableError: a child process was killed.
     """
-    scoring = _scoring(build)
+    scoring = scoring_of(build)
     model = build.model.id
     with build.pool(1) as quantizer, build.pool() as scorers:
         reference = scorers.submit(score_reference, scoring, model)
@@ -75,7 +75,8 @@ def quantize_and_score(build: BuildContext, makings: Sequence[Making]) -> Scored
     )
 
 
-def _scoring(build: BuildContext) -> Scoring:
+def scoring_of(build: BuildContext) -> Scoring:
+    """Return what all score steps of a build share."""
     text = evaluation_text(build.blueprint.evaluation, build.folder)
     return Scoring(
         bench=build.bench,

@@ -84,13 +84,13 @@ class SpeedSetting:
                 "threads": self.threads,
                 "context_tokens": self.context_tokens,
                 "template": template,
-                **_changed(self.settings),
+                **changed_parameters(self.settings),
                 **parameters,
             },
         )
 
 
-def _changed(settings: RuntimeSettings) -> dict[str, Value]:
+def changed_parameters(settings: RuntimeSettings) -> dict[str, Value]:
     """Return what distinguishes a step at these settings: nothing, at the defaults."""
     if settings == UNCHANGED:
         return {}
