@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slmops.cli import render
+from slmops.cli.build_settings import render_settings
 from slmops.cli.build_show import compare, show
 from slmops.cli.card_figures import peak_figure, speed_remarks
 from slmops.cli.runnable_group import RunnableGroup
@@ -227,6 +228,7 @@ def _render(result: "BuildResult") -> None:
         ("class", "variant", "why"),
         [(s.device_class, s.quantization, s.reason) for s in result.selection],
     )
+    render_settings(result)
     for selection in result.selection:
         for violation in selection.violations:
             render.note(f"class {selection.device_class}: {violation}")

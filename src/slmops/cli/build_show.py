@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slmops.cli import render
+from slmops.cli.build_settings import render_settings
 from slmops.registry.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def show(workspace: Workspace, build_id: str, as_json: bool) -> None:
                 "machine": build.machine,
                 "candidates": found,
                 "selection": build.selection,
+                "setting_results": build.setting_results,
                 "steps": build.provenance,
                 "seconds_by_kind": _seconds(build),
             }
@@ -175,6 +177,7 @@ def _selection(build: "BuildResult") -> None:
     if rejected:
         render.text()
         render.table(("class", "rejected", "why"), rejected)
+    render_settings(build)
     render.text()
 
 

@@ -7,9 +7,10 @@ from slmops.domain.blueprint import Blueprint, QualityFloor
 from slmops.domain.device import Budget, DeviceClass
 from slmops.domain.ids import Digest
 from slmops.domain.release import Card, Estimate, Speed, Variant
+from slmops.domain.runtime_settings import UNCHANGED, RuntimeSettings
 from slmops.registry.blobs import BlobStore
 from slmops.testing.sample_release import digest_of, sample_release
-from slmops.workshop.build_result import BuildResult, Candidate
+from slmops.workshop.build_result import BuildResult, Candidate, SettingResult
 from slmops.workshop.feasibility import SelectionRules
 from slmops.workshop.select import select_variants
 from slmops.workshop.steps import Step, StepRecord
@@ -144,6 +145,54 @@ def sample_build(
         golden=release.golden,
         machine="sample machine",
         provenance=(_step(release.model.id, control.digest),),
+    )
+
+
+def with_settings(build: BuildResult) -> BuildResult:
+    """Return a build that tried settings of the runtime on the first class's variant.
+
+    One of them was adopted, and one could not be tried.
+    """
+    name = build.blueprint.classes[0].name
+    own = next(v for v in build.variants if name in v.classes)
+    settings = RuntimeSettings(kv_cache="q8_0")
+    speed = tuple(replace(each, peak_rss_mib=99.5) for each in own.card.speed)
+    card = replace(own.card, settings=settings, speed=speed)
+    default = SettingResult(
+        variant=own.card.label,
+        settings=UNCHANGED,
+        draft=None,
+        fidelity=own.card.fidelity,
+        speed=own.card.speed,
+        adopted=False,
+        reason="another setting wins",
+    )
+    return replace(
+        build,
+        variants=tuple(
+            replace(each, card=card, settings=settings) if each is own else each
+            for each in build.variants
+        ),
+        setting_results=(
+            default,
+            replace(
+                default,
+                settings=settings,
+                speed=speed,
+                adopted=True,
+                reason=f"{name}: saves memory",
+            ),
+            replace(
+                default,
+                settings=RuntimeSettings(
+                    draft=build.control.digest, draft_bytes=build.control.card.bytes
+                ),
+                draft="Q2_K",
+                fidelity=None,
+                speed=(),
+                reason="not tried: too small",
+            ),
+        ),
     )
 
 

@@ -112,6 +112,14 @@ class SettingResult:
     reason: str
     """Why, or why not, with figures."""
 
+    @property
+    def name(self) -> str:
+        """For people: ``kv q8_0, draft slim/Q4_0 of 3``; ``defaults``."""
+        cache = RuntimeSettings(kv_cache=self.settings.kv_cache).label
+        draft = f"draft {self.draft} of {self.settings.draft_tokens}"
+        parts = [cache, draft if self.draft else ""]
+        return ", ".join(part for part in parts if part) or "defaults"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildResult:

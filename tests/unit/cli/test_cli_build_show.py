@@ -9,6 +9,7 @@ import pytest
 
 from slmops.cli.main import main
 from slmops.registry.workspace import Workspace
+from slmops.testing.sample_build import with_settings
 from slmops.testing.sample_evidence import released_build
 from slmops.wire.codec import document_digest
 from slmops.workshop.build_result import BuildResult
@@ -64,6 +65,19 @@ def test_show_as_json_holds_bounds_and_natures(run: Run, build: BuildResult) -> 
     assert kld["estimate"]["low"] == estimate.low
     assert kld["nature"] == "measured"
     assert len(tree["steps"]) == len(build.provenance)
+
+
+def test_show_tells_runtime_settings_and_why(
+    run: Run, build: BuildResult, tmp_path: Path
+) -> None:
+    assert "adopted" not in run("show")[1]
+    tuned = save_build(Workspace(root=tmp_path), with_settings(build))
+    code, out, _ = run("show", tuned)
+    assert code == 0
+    for text in ("kv q8_0", "adopted", "saves memory", "not tried: too small"):
+        assert text in out, text
+    tree = json.loads(run("show", tuned, "--json")[1])
+    assert [each["adopted"] for each in tree["setting_results"]] == [False, True, False]
 
 
 def test_show_takes_one_candidate(run: Run) -> None:

@@ -14,7 +14,12 @@ from slmops.domain.ids import Digest
 from slmops.domain.levers import PruneDepth, RecipeStep
 from slmops.domain.recipe import StructurePlan
 from slmops.registry.blobs import BlobStore
-from slmops.testing.sample_build import SAMPLE_FIGURES, SampleFigures, sample_build
+from slmops.testing.sample_build import (
+    SAMPLE_FIGURES,
+    SampleFigures,
+    sample_build,
+    with_settings,
+)
 from slmops.testing.sample_release import digest_of
 from slmops.wire.codec import decode_json, document_digest, encode_json
 from slmops.workshop.build_result import BuildResult, Candidate, Trial
@@ -279,6 +284,21 @@ def test_structures_that_were_dropped_are_told_with_the_reason(
     text = page_of(replace(build, trials=(trial,)), chart).text
     assert re.search(r"d24 prune_depth layers 24.* 220\.0 – no too slow", text)
     assert "Structures that were tried" not in page_of(build, chart).text
+
+
+def test_settings_of_the_runtime_are_told_with_the_reason(
+    build: BuildResult, chart: ChartFiles
+) -> None:
+    tuned = with_settings(build)
+    text = page_of(tuned, chart).text
+    assert "Runtime settings that were tried" in text
+    assert re.search(r"Q3_K_M defaults 1, 1024 .* no another setting wins", text)
+    assert re.search(r"Q3_K_M kv q8_0 1, 1024 .* 99\.5 yes small: saves memory", text)
+    assert re.search(r"draft Q2_K of 3 – – – – no not tried: too small", text)
+    # The class's row has what it runs with, and the figures of that.
+    assert "objective: quality; runs with kv q8_0" in text
+    assert re.search(r"runs with kv q8_0 89\.2 at most 90 100 at most 230", text)
+    assert "Runtime settings" not in page_of(build, chart).text
 
 
 def test_the_page_says_where_everything_comes_from(

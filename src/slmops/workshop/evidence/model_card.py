@@ -42,6 +42,7 @@ def release_card(build: BuildResult, product: Product) -> str:
         "## Variants",
         _choices(build, variants),
         *_measured(build, rows=(build.reference, *build.candidates)),
+        *_settings(build),
         *_closing(build),
     )
 
@@ -60,6 +61,7 @@ def variant_card(build: BuildResult, variant: Variant, product: Product) -> str:
         *_measured(
             build, rows=(*controls, *([] if own.digest in _ids(controls) else [own]))
         ),
+        *_settings(build, variant.card.label),
         "## Tensor types",
         _table(
             ("stored as", "tensors"),
@@ -237,6 +239,42 @@ def _task(card: Card, task: TaskResult) -> tuple[str, ...]:
         f"{flips.p_value:.3g}" if flips else "",
         str(task.examples),
         _text(others),
+    )
+
+
+def _settings(build: BuildResult, label: str | None = None) -> list[str]:
+    """Return what variants, or one of them, were tried at; nothing if at nothing else."""
+    tried = [r for r in build.setting_results if label in {None, r.variant}]
+    if not tried:
+        return []
+    head = (
+        *("variant", "setting", "mean KLD, nats", "threads, context"),
+        *("decode tok/s, median", "peak RSS MiB", "adopted", "why"),
+    )
+    rows = [
+        (
+            _text(each.variant),
+            _text(each.name),
+            _bounds(each.fidelity.mean_kld, 4) if each.fidelity else "",
+            *(_place(speed) if speed else ("", "", "")),
+            "yes" if each.adopted else "no",
+            _text(each.reason),
+        )
+        for each in tried
+        for speed in each.speed or (None,)
+    ]
+    return [
+        "## Runtime settings, measured",
+        _table(head, rows),
+        "Figures above are of the defaults; a variant runs with what was adopted here.",
+    ]
+
+
+def _place(speed: Speed) -> tuple[str, str, str]:
+    return (
+        f"{speed.threads}, {speed.context_tokens}",
+        _bounds(speed.decode_median or speed.decode_tokens_per_s, 1),
+        f"{speed.measured_peak_mib:.1f}",
     )
 
 

@@ -25,8 +25,8 @@ from slmops.workshop.report.chart import (
 from slmops.workshop.report.heat import draw_heat_map
 from slmops.workshop.report.markup import join, number
 from slmops.workshop.report.proof import proof_section
+from slmops.workshop.report.runtime_settings import setting_table
 from slmops.workshop.report.tables import (
-    chosen_candidate,
     class_table,
     fidelity_table,
     memory_table,
@@ -155,6 +155,7 @@ def build_page(
 {memory_table(result)}
 {_heat(extras.heat)}
 {structure_table(result)}
+{setting_table(result)}
 <h2>Why the others lost</h2>
 {join(_rejections(s) for s in result.selection)}
 <h2>How it was measured</h2>
@@ -214,15 +215,15 @@ def _grid(result: BuildResult) -> str:
 
 
 def _choice(result: BuildResult, selection: ClassSelection) -> str:
-    candidate = chosen_candidate(result, selection)
+    card = result.chosen_card(selection.device_class)
     runner_up = selection.runner_up or "none: nothing else fits"
     violations = join(
         f'<p class="violation">{escape(text)}</p>' for text in selection.violations
     )
     return (
         f'<section class="choice"><h3>{escape(selection.device_class)}</h3>'
-        f'<div class="type">{escape(candidate.card.label)}</div>'
-        f"<p>{candidate.card.bytes / _MB:.1f} MB · {escape(selection.reason)}.</p>"
+        f'<div class="type">{escape(card.label)}</div>'
+        f"<p>{card.bytes / _MB:.1f} MB · {escape(selection.reason)}.</p>"
         f'{violations}<p class="soft">Runner-up: {escape(runner_up)}</p></section>'
     )
 

@@ -26,11 +26,6 @@ _MB = 1_000_000
 _MIB = 1 << 20
 
 
-def chosen_candidate(result: BuildResult, selection: ClassSelection) -> Candidate:
-    """Return the candidate a class got."""
-    return next(c for c in result.candidates if c.digest == selection.digest)
-
-
 def class_table(result: BuildResult) -> str:
     """Return what each class got, against what it may spend."""
     tail = tail_name(result.blueprint.evaluation.speed_runs)
@@ -63,7 +58,7 @@ def _class_row(
     device_class: DeviceClass,
     rules: SelectionRules,
 ) -> str:
-    card = chosen_candidate(result, selection).card
+    card = result.chosen_card(selection.device_class)
     budget = device_class.budget
     threads = (
         "1 thread" if device_class.threads == 1 else f"{device_class.threads} threads"
@@ -71,7 +66,9 @@ def _class_row(
     setting = f"{threads}, context {device_class.context_tokens}"
     cells = [
         text_cell(device_class.name, small=setting),
-        text_cell(card.label, small=f"objective: {device_class.objective}"),
+        text_cell(
+            card.label, small=f"objective: {device_class.objective}{_run_with(card)}"
+        ),
         number_cell(
             f"{card.bytes / _MIB:.1f}", small=_limit("at most", budget.disk_mib)
         ),
@@ -83,6 +80,10 @@ def _class_row(
         text_cell(selection.runner_up or "none"),
     ]
     return f"<tr>{join(cells)}</tr>"
+
+
+def _run_with(card: Card) -> str:
+    return "" if card.settings.is_default else f"; runs with {card.settings.label}"
 
 
 def _class_speed(speed: Speed | None, device_class: DeviceClass) -> Iterator[str]:

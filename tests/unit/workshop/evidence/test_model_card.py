@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
+from slmops.testing.sample_build import with_settings
 from slmops.workshop.build_result import BuildResult
 from slmops.workshop.evidence.bom import Product
 from slmops.workshop.evidence.model_card import release_card, variant_card
@@ -151,3 +152,23 @@ def test_texts_of_a_model_change_neither_metadata_nor_markup(
 
 def test_equal_evidence_gives_an_equal_card(build: BuildResult) -> None:
     assert release_card(build, PRODUCT) == release_card(build, PRODUCT)
+
+
+def test_what_a_variant_runs_with_is_shown_with_its_figures(
+    build: BuildResult,
+) -> None:
+    tuned = with_settings(build)
+    heading = "Runtime settings, measured"
+    rows = table_of(release_card(tuned, PRODUCT), heading)[2:]
+    assert [row[1] for row in rows] == ["defaults", "kv q8_0", "draft Q2_K of 3"]
+    assert rows[1][5:7] == ["99.5", "yes"]
+    assert rows[1][7].endswith("saves memory")
+    assert rows[2][2:6] == ["", "", "", ""]
+    own, *others = sorted(tuned.variants, key=lambda each: each.settings.is_default)
+    card = variant_card(tuned, own, PRODUCT)
+    assert len(table_of(card, heading)) == len(rows) + 2
+    assert "kv q8\\_0" in card
+    assert others
+    for other in others:
+        assert heading not in variant_card(tuned, other, PRODUCT)
+    assert heading not in release_card(build, PRODUCT)
