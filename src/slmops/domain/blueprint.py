@@ -225,3 +225,4 @@ class Blueprint:
                 raise InvalidInputError(f"tasks: name {name!r} is used twice")
         if not self.candidates:
             raise InvalidInputError("candidates must name at least one quantization")
+        self.recipe.check_recovered(self.candidates)

@@ -10,6 +10,7 @@ The levers a structure is made with are in `slmops.domain.levers`.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -22,6 +23,8 @@ from slmops.domain.runtime_settings import (
     check_kv_cache,
 )
 
+MIXED = "MIXED"
+"""Quantization of every mix that is chosen tensor by tensor."""
 BASE = "base"
 """Name of the structure that changes nothing; every build has it."""
 
@@ -202,18 +205,43 @@ class Recipe:
     seed: int = 0
     """Of any chance in training and search."""
 
+    def check_recovered(self, candidates: Sequence[str]) -> None:
+        """Refuse a recovery of what the blueprint does not try.
+
+        Raises:
+            InvalidInputError: naming the candidate.
+        """
+        if self.recover is None:
+            return
+        for name in self.recover.candidates:
+            if name == MIXED and self.mixed is None:
+                raise InvalidInputError(
+                    "recipe.recover.candidates names MIXED, but recipe.mixed is not given"
+                )
+            if name != MIXED and name not in candidates:
+                raise InvalidInputError(
+                    f"recipe.recover.candidates: {name!r} is not among the blueprint's"
+                    f" candidates {', '.join(candidates)}"
+                )
+
     @property
     def changes_sizes(self) -> bool:
         """Whether it tries what is smaller than the blueprint's plain candidates."""
         return bool(self.structures) or self.mixed is not None
 
     def __post_init__(self) -> None:
-        names = [structure.name for structure in self.structures]
+        names = [
+            each.name
+            for structure in self.structures
+            for each in structure.variations()
+        ]
         for name in names:
             if names.count(name) > 1:
                 raise InvalidInputError(
                     f"recipe.structures: name {name!r} is used twice"
                 )
+        if self.seed < 0:
+            raise InvalidInputError(f"recipe.seed must be >= 0, got {self.seed}")
         for step in self.prepare:
             if len(list(step.variations())) > 1:
                 raise InvalidInputError(

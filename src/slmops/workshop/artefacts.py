@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from slmops.domain.ids import Digest
-from slmops.domain.recipe import BASE, Rounding
+from slmops.domain.recipe import BASE, MIXED, Rounding
 from slmops.registry.workspace import Workspace
 from slmops.wire.codec import decode_json
 from slmops.workshop.jobs.job import Value
@@ -15,8 +15,6 @@ from slmops.workshop.workbench import Workbench, job_step
 
 ARTEFACT = "artefact"
 FILE = "file"
-MIXED = "MIXED"
-"""Quantization of whatever has an assignment."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

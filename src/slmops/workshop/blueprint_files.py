@@ -8,6 +8,7 @@ from pathlib import Path
 
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.levers import Distill, Finetune, RecipeStep
+from slmops.domain.recipe import CalibrationPlan, Recipe
 from slmops.domain.tasks import TaskPlan
 from slmops.workshop.precision.overlap import check_apart
 from slmops.workshop.tasks.examples import (
@@ -42,8 +43,10 @@ def check_files(blueprint: Blueprint, folder: Path) -> None:
     evaluation = evaluation_text(blueprint.evaluation, folder)
     golden_prompts(blueprint.golden, folder)
     recipe = blueprint.recipe
-    if recipe.calibration is not None:
-        check_apart(calibration_text(recipe.calibration, folder), evaluation)
+    if recipe != Recipe():
+        # Levers read the built-in one where the recipe names none.
+        calibration = recipe.calibration or CalibrationPlan()
+        check_apart(calibration_text(calibration, folder), evaluation)
     structures = [step for plan in recipe.structures for step in plan.steps]
     learnt = [
         path
@@ -61,9 +64,8 @@ def _check_step(step: RecipeStep, folder: Path, evaluation: str) -> list[Path]:
     lever = step.lever
     text = getattr(lever, "text", None)
     if text is not None:
-        learnt_text = read_text(folder / text, f"{step.name}.text")
-        if isinstance(lever, Distill):
-            check_apart(learnt_text, evaluation)
+        # A vocabulary that is fitted to what is scored is no better than weights.
+        check_apart(read_text(folder / text, f"{step.name}.text"), evaluation)
     if not isinstance(lever, Finetune | Distill):
         return []
     learnt = [] if lever.data is None else [folder / lever.data]

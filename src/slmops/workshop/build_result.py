@@ -90,7 +90,8 @@ class ClassSelection:
     rejected: tuple[Rejection, ...]
     """All other candidates, controls included."""
     violations: tuple[str, ...] = ()
-    """What the quality floor says against the choice; only in a build below the floor."""
+    """What the quality floor says against the choice: in a build below the floor, or when
+    the test split of a task does not hold what the search split promised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

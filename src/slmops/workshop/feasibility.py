@@ -4,7 +4,7 @@ Every limit is compared with the pessimistic bound of the measured figure, and s
 far off it is, so that the nearest miss can be named.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slmops.domain.blueprint import QualityFloor
 from slmops.domain.device import Budget, DeviceClass
@@ -61,7 +61,9 @@ def excesses_of(
     if not candidate.eligible:
         found.append(Excess(ratio=1e9, text="a control, not among the candidates"))
     if not rules.below_floor:
-        found += _floor_excesses(candidate.card, rules)
+        # What the test split says of the winner comes after the choice, not before.
+        judged = candidate.search_tasks or candidate.card.tasks
+        found += _floor_excesses(replace(candidate.card, tasks=judged), rules)
     found += _budget_excesses(candidate.card, device_class)
     return tuple(found)
 

@@ -124,11 +124,12 @@ class Ranking:
 def lack_of_quality(candidate: Candidate) -> float:
     """Return what a class that asks for quality wants least of.
 
-    With tasks, the loss against the reference that their bounds allow, as a mean over
-    the tasks (search split); without, the KL divergence in nats.
+    Pessimistic: with tasks, the loss against the reference that their bounds allow, as a
+    mean over the tasks (search split); without, the upper bound of the mean KL
+    divergence in nats.
     """
     if not candidate.search_tasks:
-        return candidate.card.fidelity.mean_kld.value
+        return candidate.card.fidelity.mean_kld.high
     losses = [
         -result.difference.low
         for result in candidate.search_tasks

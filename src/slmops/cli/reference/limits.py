@@ -24,7 +24,13 @@ from slmops.domain.levers import (
     Sparsify,
     TrimVocabulary,
 )
-from slmops.domain.recipe import CalibrationPlan, MixedPlan, RecoverPlan, SearchPlan
+from slmops.domain.recipe import (
+    CalibrationPlan,
+    MixedPlan,
+    Recipe,
+    RecoverPlan,
+    SearchPlan,
+)
 from slmops.domain.tasks import TaskPlan
 
 
@@ -83,6 +89,7 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
         "temperature": _POSITIVE,
     },
     RecoverPlan: {"steps": _POSITIVE, "learning_rate": _POSITIVE},
+    Recipe: {"seed": Limit(least=0)},
     SearchPlan: {
         "exhaustive": Limit(least=1),
         "trials": Limit(least=1),

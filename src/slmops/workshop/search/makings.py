@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from slmops.domain.blueprint import CONTROL_QUANTIZATION
 from slmops.domain.errors import OverBudgetError
-from slmops.domain.recipe import RecoverPlan, Rounding
-from slmops.workshop.artefacts import MIXED, Making
+from slmops.domain.recipe import MIXED, RecoverPlan, Rounding
+from slmops.workshop.artefacts import Making
 from slmops.workshop.search.mixes import mixed_makings, stock_assignment
 from slmops.workshop.search.structures import Levers, Structure
 
