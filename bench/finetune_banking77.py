@@ -126,8 +126,8 @@ def main() -> None:
     show(rows)
     log = json.loads(tuned["log"].read_text())
     print(
-        f"training: {log['seconds']:.0f} s, {len(log['steps'])} steps,"
-        f" {log['tokens_per_second']:.0f} tokens/s, {log['precision']},"
+        f"training: {len(log['steps'])} steps of"
+        f" {sum(step['tokens'] for step in log['steps'])} tokens, {log['precision']},"
         f" {log['threads']} thread(s), best step {log['best_step']}"
     )
     write_json(options.json, {"rows": rows, "log": log})

@@ -51,7 +51,6 @@ def run_course(
     )
     everyone = tuple(range(len(sequences.examples)))
     first = [batch for step in plan for batch in step]
-    computed = sum(step.tokens for step in progress.steps)
     return TrainingLog(
         kind=kind,
         device=sequences.machine.device,
@@ -70,8 +69,6 @@ def run_course(
         planned_steps=len(plan),
         best_step=progress.best_step,
         stopped_early=progress.stopped_early,
-        seconds=round(progress.seconds, 3),
-        tokens_per_second=round(computed / max(progress.seconds, 1e-9), 1),
         steps=progress.steps,
         evaluations=progress.evaluations,
     )

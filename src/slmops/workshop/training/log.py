@@ -1,4 +1,7 @@
-"""What a training job tells about itself."""
+"""What a training job tells about itself: nothing that differs when it runs again.
+
+How long it took is in the step's record.
+"""
 
 from dataclasses import dataclass, field
 
@@ -66,10 +69,6 @@ class TrainingLog:
     """Step whose weights are the output: the lowest held-out loss."""
     stopped_early: bool
     """Whether patience ran out."""
-    seconds: float
-    """Time in steps and evaluations, without loading; over all runs of a resumed one."""
-    tokens_per_second: float
-    """Computed tokens of the steps over `seconds`."""
     steps: tuple[StepLog, ...] = field(repr=False)
     """One per step."""
     evaluations: tuple[EvaluationLog, ...]

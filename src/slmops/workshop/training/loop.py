@@ -96,8 +96,6 @@ class Progress:
     """Evaluations since then."""
     stopped_early: bool = False
     """Whether patience ran out."""
-    seconds: float = 0.0
-    """Spent so far."""
     steps: tuple[StepLog, ...] = field(default=(), repr=False)
     """One per step done."""
     evaluations: tuple[EvaluationLog, ...] = ()
@@ -136,7 +134,7 @@ class _Run:
             weight_decay=course.settings.weight_decay,
             fused=True,
         )
-        self._last_save = self._since = time.perf_counter()
+        self._last_save = time.perf_counter()
         self._state = course.state / "training.safetensors"
         self._best = course.state / "best.safetensors"
         course.state.mkdir(parents=True, exist_ok=True)
@@ -233,7 +231,4 @@ class _Run:
         self._last_save = time.perf_counter()
 
     def _advance(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Progress
-        now = time.perf_counter()
-        seconds = self.progress.seconds + now - self._since
-        self._since = now
-        self.progress = replace(self.progress, seconds=seconds, **changes)
+        self.progress = replace(self.progress, **changes)
