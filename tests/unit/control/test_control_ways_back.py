@@ -19,7 +19,8 @@ from slmops.testing.scripted_device import ScriptedDevice
 
 Run = Callable[..., ControlInProcess]
 
-HOLDING = replace(QUICK_POLICY, on_halt=OnHalt.HOLD)
+# All at once: which devices a first wave takes depends on the release's digest.
+HOLDING = replace(QUICK_POLICY, on_halt=OnHalt.HOLD, waves=(WavePlan(share=1.0),))
 STRICT = replace(
     QUICK_POLICY,
     waves=(WavePlan(share=1.0),),

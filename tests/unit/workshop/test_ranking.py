@@ -13,7 +13,7 @@ from slmops.domain.release import Estimate
 from slmops.testing.sample_build import SampleFigures, sample_candidate
 from slmops.workshop.build_result import Candidate, ClassSelection
 from slmops.workshop.feasibility import SelectionRules
-from slmops.workshop.ranking import Ranking
+from slmops.workshop.ranking import EPSILON, Ranking
 from slmops.workshop.select import select_variants
 from slmops.workshop.statistics import bounded_median
 
@@ -62,7 +62,9 @@ def test_the_speed_class_gets_the_most_faithful_of_what_may_be_the_fastest(
     bar = max(runs[0] for _, _, runs in figures.values())
     level = {name: each for name, each in figures.items() if each[2][2] >= bar}
     assert found.quantization in level
-    assert figures[found.quantization][0] == min(kld for kld, _, _ in level.values())
+    # In the same box of divergence, which is 1 % wide, fewer bytes decide.
+    best = min(kld for kld, _, _ in level.values())
+    assert figures[found.quantization][0] <= best * (1 + EPSILON) * (1 + 1e-9)
 
 
 @given(TIMED, st.randoms(use_true_random=False))
@@ -116,13 +118,13 @@ def test_a_faster_median_within_the_noise_is_no_reason_to_lose_fidelity() -> Non
     assert found.quantization == "Q8_0"
     assert found.reason == (
         "one of 2 fastest of 3 that fit, which timing cannot tell apart (70.3 tokens/s,"
-        " 51.0 to 91.0); of these it has the least KL divergence, 0.0030 nats"
+        " 51.0 to 91.0); of these it has the least KL divergence, at most 0.0033 nats"
     )
     reasons = {r.quantization: r.reason for r in found.rejected}
     assert reasons["Q3_K_M"] == (
         "timing cannot tell it from Q8_0 (85.2 tokens/s, 52.5 to 93.1, against"
-        " 70.3 tokens/s, 51.0 to 91.0), which is closer to the reference:"
-        " KL divergence 0.0030 nats, against 0.1040"
+        " 70.3 tokens/s, 51.0 to 91.0), which has less KL divergence:"
+        " at most 0.0033 nats, against 0.1144"
     )
     assert reasons["Q2_K"] == (
         "worse speed: 22.0 tokens/s, 20.0 to 25.0; Q3_K_M makes at least 52.5"
