@@ -40,6 +40,11 @@ _REFUSED = {
     "lora_bias": "biases in B",
 }
 
+_HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal")
+"""Ways to begin training that leave the model's own weights as they were."""
+_PLAIN_PATTERN = re.compile(r"[A-Za-z0-9_.]{1,255}")
+"""Of peft's patterns, the only kind taken: a file's own expression could run for ever."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Factors:
@@ -203,6 +208,13 @@ class _AdapterReader:
         for key, what in _REFUSED.items():
             if self.config.get(key):
                 self._refuse(f"{key}: {what} are not supported")
+        start = self.config.get("init_lora_weights", True)
+        if start not in _HARMLESS_STARTS:
+            # PiSSA, OLoRA and their like change the base, and peft does so on loading.
+            self._refuse(
+                f"init_lora_weights {start!r} changes the model the adapter is added to;"
+                " convert the adapter with peft's path_initial_model_for_weight_conversion"
+            )
         if self.config.get("bias", "none") != "none":
             self._refuse(f"bias must be 'none', got {self.config['bias']!r}")
 
@@ -238,18 +250,24 @@ class _AdapterReader:
 
     def _scale(self, module: str, rank: int) -> float:
         alpha = self.config.get("lora_alpha")
-        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
+        patterns = self.config.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            self._refuse(f"alpha_pattern must be a mapping, got {patterns!r:.80}")
+        for pattern, value in patterns.items():
+            if not _PLAIN_PATTERN.fullmatch(pattern):
+                self._refuse(f"alpha_pattern {pattern!r:.80} must be a module's name")
             # As peft matches: the whole name, or its end after a dot.
-            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
+            if re.fullmatch(rf"(?:.*\.)?(?:{re.escape(pattern)})", module):
                 alpha = value
                 break
         root = self.config.get("use_rslora")
         return self._alpha(alpha) / (math.sqrt(rank) if root else rank)
 
     def _alpha(self, value: object) -> float:
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:  # type: ignore[operator]
             self._refuse(f"lora_alpha must be a number > 0, got {value!r}")
-        return float(value)
+        return float(value)  # type: ignore[arg-type]
 
     def _refuse(self, reason: str) -> NoReturn:
         raise InvalidInputError(f"{self.folder}: {reason}")
