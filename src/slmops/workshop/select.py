@@ -88,7 +88,7 @@ def select_variants(
         contests.append(contest)
     chosen = fewest_variants([contest.acceptable() for contest in contests])
     return tuple(
-        _selection(contest, name, rules)
+        _selection(contest, name, rules, shared=chosen.count(name) > 1)
         for contest, name in zip(contests, chosen, strict=True)
     )
 
@@ -141,7 +141,9 @@ def _total(
     )
 
 
-def _selection(contest: _Contest, name: str, rules: SelectionRules) -> ClassSelection:
+def _selection(
+    contest: _Contest, name: str, rules: SelectionRules, *, shared: bool
+) -> ClassSelection:
     chosen = contest.candidates[name]
     others = [c for c in contest.feasible if c is not chosen]
     next_best = Ranking(contest.device_class, others).best_first()
@@ -149,12 +151,12 @@ def _selection(contest: _Contest, name: str, rules: SelectionRules) -> ClassSele
         device_class=contest.device_class.name,
         quantization=name,
         digest=chosen.digest,
-        reason=winning_reason(contest.ranking, chosen),
+        reason=winning_reason(contest.ranking, chosen, shared=shared),
         runner_up=next_best[0].label if next_best else None,
         rejected=tuple(
             Rejection(
                 quantization=other.label,
-                reason=_why_not(contest, other, chosen),
+                reason=_why_not(contest, other, chosen, shared=shared),
             )
             for other in contest.candidates.values()
             if other is not chosen
@@ -163,11 +165,13 @@ def _selection(contest: _Contest, name: str, rules: SelectionRules) -> ClassSele
     )
 
 
-def _why_not(contest: _Contest, loser: Candidate, chosen: Candidate) -> str:
+def _why_not(
+    contest: _Contest, loser: Candidate, chosen: Candidate, *, shared: bool
+) -> str:
     excesses = contest.infeasible.get(loser.label)
     if excesses:
         return "; ".join(excess.text for excess in excesses)
-    return losing_reason(contest.ranking, loser, chosen)
+    return losing_reason(contest.ranking, loser, chosen, shared=shared)
 
 
 def _nearest_miss(contest: _Contest) -> str:
