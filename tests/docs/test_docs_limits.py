@@ -13,7 +13,7 @@ from slmops.control.settings import ControlSettings
 from slmops.domain.blueprint import Blueprint, EvaluationPlan, RolloutPolicy
 from slmops.domain.device import DeviceClass, Range
 from slmops.domain.errors import InvalidInputError
-from slmops.domain.levers import Finetune, PruneDepth, TrimVocabulary
+from slmops.domain.levers import Finetune, PruneDepth, PruneWidth, TrimVocabulary
 from slmops.domain.recipe import RecoverPlan
 from slmops.domain.tasks import TaskKind, TaskPlan
 from slmops.registry.workspace import Workspace
@@ -28,6 +28,7 @@ REQUIRED: dict[type, dict[str, Any]] = {
     RolloutPolicy: {"deadline_s": 1e12},
     TrimVocabulary: {"text": "a", "tokens": 256},
     PruneDepth: {"layers": 1},
+    PruneWidth: {"feed_forward": 1, "kv_heads": 1},
     Finetune: {"data": "a"},
     RecoverPlan: {"candidates": ("Q4_0",)},
     TaskPlan: {"name": "a", "kind": TaskKind.TEXT, "examples": "a"},

@@ -76,6 +76,10 @@ class PruneWidth:
     def __post_init__(self) -> None:
         for name in ("feed_forward", "kv_heads"):
             check_choices(getattr(self, name), least=0, where=f"prune_width.{name}")
+        if (self.feed_forward, self.kv_heads) == (0, 0):
+            raise InvalidInputError(
+                "prune_width needs feed_forward or kv_heads, got neither"
+            )
 
 
 class SparsityMethod(StrEnum):

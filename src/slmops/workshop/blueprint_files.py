@@ -76,6 +76,8 @@ def _check_step(step: RecipeStep, folder: Path, evaluation: str) -> list[Path]:
         training.refuse_leakage(
             training.read_examples(learnt[0]), training.read_examples(path)
         )
+        # What decides when training stops has been seen too.
+        learnt.append(path)
     if isinstance(lever, Distill) and lever.prompts is not None:
         path = read_data(folder / lever.prompts, f"{step.name}.prompts")
         training.read_prompts(path)

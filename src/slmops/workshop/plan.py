@@ -24,7 +24,7 @@ from slmops.workshop.forecast import (
 from slmops.workshop.gguf_file import GgufHeader, read_header
 from slmops.workshop.model_shape import ModelShape, read_shape
 from slmops.workshop.quantize import QuantizedFile, predict_quantized
-from slmops.workshop.search.analytic import ShapeForecast, forecast_structure
+from slmops.workshop.search.analytic import ShapeForecast, forecast_structures
 
 _LEAST_CONTEXT = 64
 _CONTEXT_STEP = 64
@@ -149,11 +149,7 @@ def plan_build(
             )
             for name, file in files.items()
         ),
-        structures=tuple(
-            forecast_structure(blueprint, header, prior, each)
-            for structure in blueprint.recipe.structures
-            for each in structure.variations()
-        ),
+        structures=forecast_structures(blueprint, header, prior),
     )
     if not blueprint.recipe.changes_sizes:
         for index, device_class in enumerate(blueprint.classes):

@@ -39,6 +39,19 @@ def calibration_text(plan: CalibrationPlan, folder: Path) -> str:
     return _read(plan.text, "calibration.txt", folder, "recipe.calibration.text")
 
 
+def held_apart(text: str) -> tuple[str, str]:
+    """Cut a text in two, the second about a fifth, where a line or a word ends.
+
+    >>> held_apart("one two three four five six seven eight nine ten")
+    ('one two three four five six seven eight', ' nine ten')
+    """
+    wanted = len(text) * 4 // 5
+    cut = max(text.find("\n", wanted), text.find(" ", wanted))
+    if cut < 0:
+        cut = wanted
+    return text[:cut], text[cut:]
+
+
 def read_data(path: Path, where: str) -> Path:
     """Return the path of a JSONL file that exists; its lines are checked by who reads.
 

@@ -15,7 +15,13 @@ from slmops.domain.levers import (
     SparsityPattern,
     TrimVocabulary,
 )
-from slmops.domain.recipe import CalibrationPlan, MixedPlan, Recipe, StructurePlan
+from slmops.domain.recipe import (
+    CalibrationPlan,
+    MixedPlan,
+    Recipe,
+    RecoverPlan,
+    StructurePlan,
+)
 
 DEPTH = RecipeStep(prune_depth=PruneDepth(layers=(20, 24)))
 WIDTH = RecipeStep(prune_width=PruneWidth(feed_forward=(1024, 1280), kv_heads=2))
@@ -59,6 +65,7 @@ def test_a_step_is_called_by_its_key() -> None:
         (lambda: PruneDepth(layers=(2, 2)), "must be distinct numbers"),
         (lambda: PruneDepth(layers=(2, 0)), "prune_depth.layers must be >= 1, got 0"),
         (lambda: TrimVocabulary(text="a", tokens=255), "must be >= 256"),
+        (lambda: PruneWidth(), "needs feed_forward or kv_heads"),
         (lambda: Distill(text="a", data="b"), "one of text, data and prompts"),
         (
             lambda: Sparsify(pattern=SparsityPattern.TWO_OF_FOUR, sparsity=0.6),
@@ -69,6 +76,20 @@ def test_a_step_is_called_by_its_key() -> None:
         (lambda: MixedPlan(megabytes=(0.0,)), "must be > 0"),
         (lambda: Recipe(mixed=MixedPlan()), "needs recipe.calibration"),
         (lambda: Recipe(prepare=(DEPTH,)), "must have one number"),
+        (lambda: Recipe(seed=-1), "seed must be >= 0"),
+        (
+            # slim-1 is also what the first of a search would be called.
+            lambda: Recipe(
+                structures=(
+                    StructurePlan(name="slim", steps=(DEPTH,)),
+                    StructurePlan(
+                        name="slim-1",
+                        steps=(RecipeStep(prune_depth=PruneDepth(layers=2)),),
+                    ),
+                )
+            ),
+            "'slim-1' is used twice",
+        ),
         (
             lambda: Recipe(
                 structures=(StructurePlan(name="a", steps=(DEPTH,)),) * 2,
@@ -87,3 +108,14 @@ def test_what_makes_no_sense_is_refused(
 def test_mixes_go_with_a_calibration_text() -> None:
     recipe = Recipe(mixed=MixedPlan(), calibration=CalibrationPlan())
     assert recipe.search.exhaustive >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("Q4_O", "not among the blueprint's"), ("MIXED", "recipe.mixed is not given")],
+)
+def test_a_recovery_of_what_is_not_tried_is_refused(name: str, message: str) -> None:
+    recipe = Recipe(recover=RecoverPlan(candidates=(name,)))
+    with pytest.raises(InvalidInputError, match=message):
+        recipe.check_recovered(("Q4_0",))
+    Recipe(recover=RecoverPlan(candidates=("Q4_0",))).check_recovered(("Q4_0",))

@@ -5,11 +5,11 @@ Shapes are exact but for the vocabulary's last tokens, which its trimming rounds
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.device import DeviceClass
+from slmops.domain.errors import InvalidInputError
 from slmops.domain.levers import PruneDepth, PruneWidth, RecipeStep, TrimVocabulary
 from slmops.domain.recipe import StructurePlan
 from slmops.workshop.forecast import (
@@ -21,6 +21,7 @@ from slmops.workshop.forecast import (
 from slmops.workshop.gguf_file import GgufHeader, TensorEntry
 from slmops.workshop.mixes import choose_types
 from slmops.workshop.model_shape import ModelShape, read_shape
+from slmops.workshop.precision.damage import TYPES, fitting_types
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(?:weight|bias)")
 _ROWS, _COLUMNS = 1, 0
@@ -74,16 +75,12 @@ def forecast_structure(
         plan: with one number wherever there could be several.
     """
     skeleton = Skeleton(shape=read_shape(reference), tensors=reference.tensors)
-    for step in plan.steps:
-        skeleton = changed(skeleton, step)
-    misses = [
-        _miss(skeleton, device_class, blueprint.candidates, prior)
-        for device_class in blueprint.classes
-    ]
-    possible = blueprint.recipe.mixed is not None or None in misses
-    obstacle = (
-        None if possible else f"no class could hold it: {'; '.join(map(str, misses))}"
-    )
+    try:
+        for step in plan.steps:
+            skeleton = changed(skeleton, step)
+        obstacle = _obstacle(blueprint, skeleton, prior)
+    except InvalidInputError as error:
+        obstacle = str(error)
     return ShapeForecast(
         name=plan.name,
         steps=tuple(step.name for step in plan.steps),
@@ -93,8 +90,41 @@ def forecast_structure(
     )
 
 
+def forecast_structures(
+    blueprint: Blueprint, reference: GgufHeader, prior: MachinePrior
+) -> tuple[ShapeForecast, ...]:
+    """Forecast every structure a recipe stands for; arguments as `forecast_structure`."""
+    return tuple(
+        forecast_structure(blueprint, reference, prior, each)
+        for plan in blueprint.recipe.structures
+        for each in plan.variations()
+    )
+
+
+def _obstacle(
+    blueprint: Blueprint, skeleton: Skeleton, prior: MachinePrior
+) -> str | None:
+    variants = [_quantized(skeleton, name) for name in blueprint.candidates]
+    if blueprint.recipe.mixed is not None:
+        variants.append(_smallest_mix(skeleton))
+    smallest = min(variants, key=lambda variant: variant.bytes)
+    for device_class in blueprint.classes:
+        found = [_excess(variant, device_class, prior) for variant in variants]
+        if None in found:
+            return None
+    misses = [
+        f"{device_class.name}: {_excess(smallest, device_class, prior)}"
+        for device_class in blueprint.classes
+    ]
+    return f"no class could hold it: {'; '.join(misses)}"
+
+
 def changed(skeleton: Skeleton, step: RecipeStep) -> Skeleton:
-    """Return what a step will leave; steps that keep the shape change nothing."""
+    """Return what a step will leave; steps that keep the shape change nothing.
+
+    Raises:
+        InvalidInputError: more is to be kept than there is; names the lever.
+    """
     match step.lever:
         case TrimVocabulary(tokens=int(tokens)):
             return _with_vocabulary(skeleton, tokens)
@@ -107,7 +137,7 @@ def changed(skeleton: Skeleton, step: RecipeStep) -> Skeleton:
 
 
 def _with_vocabulary(skeleton: Skeleton, tokens: int) -> Skeleton:
-    tokens = min(tokens, skeleton.shape.vocabulary)
+    _check_kept("trim_vocabulary.tokens", tokens, skeleton.shape.vocabulary)
     kept = tokens / skeleton.shape.vocabulary
     return Skeleton(
         shape=replace(
@@ -126,7 +156,7 @@ def _with_vocabulary(skeleton: Skeleton, tokens: int) -> Skeleton:
 
 def _with_layers(skeleton: Skeleton, layers: int) -> Skeleton:
     old = skeleton.shape
-    layers = min(layers, old.layers)
+    _check_kept("prune_depth.layers", layers, old.layers - 1)
     kept = [
         tensor
         for tensor in skeleton.tensors
@@ -142,6 +172,7 @@ def _with_layers(skeleton: Skeleton, layers: int) -> Skeleton:
 def _with_feed_forward(skeleton: Skeleton, inner: int) -> Skeleton:
     if not inner:
         return skeleton
+    _check_kept("prune_width.feed_forward", inner, skeleton.shape.feed_forward)
     sides = {"ffn_gate": _ROWS, "ffn_up": _ROWS, "ffn_down": _COLUMNS}
     return Skeleton(
         shape=replace(skeleton.shape, feed_forward=inner),
@@ -153,6 +184,7 @@ def _with_heads(skeleton: Skeleton, kv_heads: int) -> Skeleton:
     if not kv_heads:
         return skeleton
     old = skeleton.shape
+    _check_kept("prune_width.kv_heads", kv_heads, old.kv_heads)
     heads = kv_heads * (old.heads // old.kv_heads)
     widths = {
         "attn_q": (_ROWS, heads * old.key_width),
@@ -179,42 +211,64 @@ def _resized(tensor: TensorEntry, side: int, size: int) -> TensorEntry:
     return replace(tensor, shape=tuple(shape))
 
 
-def _miss(
-    skeleton: Skeleton,
-    device_class: DeviceClass,
-    candidates: Sequence[str],
-    prior: MachinePrior,
-) -> str | None:
-    """Say what keeps the smallest candidate from a class; None when it may fit."""
-    found = [_excess(skeleton, device_class, name, prior) for name in candidates]
-    if None in found:
-        return None
-    return f"{device_class.name}: {found[-1]}"
+def _check_kept(what: str, wanted: int, most: int) -> None:
+    if wanted > most:
+        raise InvalidInputError(f"{what} must be at most {most} here, got {wanted}")
 
 
-def _excess(
-    skeleton: Skeleton, device_class: DeviceClass, name: str, prior: MachinePrior
-) -> str | None:
-    shape, budget = skeleton.shape, device_class.budget
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Variant:
+    name: str
+    shape: ModelShape
+    tensors: tuple[TensorEntry, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
+
+
+def _quantized(skeleton: Skeleton, name: str) -> _Variant:
+    shape = skeleton.shape
     choices = choose_types(
         skeleton.tensors,
         name,
         kv_sharing=shape.heads // shape.kv_heads,
         has_imatrix=False,
     )
-    tensors = [
-        replace(tensor, kind=choice.kind)
-        for tensor, choice in zip(skeleton.tensors, choices, strict=True)
-    ]
-    disk = sum(tensor.bytes for tensor in tensors) / MIB
+    pairs = zip(skeleton.tensors, choices, strict=True)
+    tensors = tuple(replace(tensor, kind=choice.kind) for tensor, choice in pairs)
+    return _Variant(name=name, shape=shape, tensors=tensors)
+
+
+def _smallest_mix(skeleton: Skeleton) -> _Variant:
+    """Return what no mix is smaller than: every matrix in its smallest type."""
+    tensors = []
+    for tensor in skeleton.tensors:
+        kinds = fitting_types(tensor, TYPES, has_importance=True)
+        if len(tensor.shape) > 1 and kinds:
+            sized = [replace(tensor, kind=kind) for kind in kinds]
+            tensors.append(min(sized, key=lambda each: each.bytes))
+        else:
+            tensors.append(tensor)
+    return _Variant(
+        name="the smallest mix", shape=skeleton.shape, tensors=tuple(tensors)
+    )
+
+
+def _excess(
+    variant: _Variant, device_class: DeviceClass, prior: MachinePrior
+) -> str | None:
+    """Say what keeps a variant from a class; None when it may fit."""
+    name, budget = variant.name, device_class.budget
+    disk = variant.bytes / MIB
     if budget.disk_mib is not None and disk > budget.disk_mib:
-        return f"{name} needs {disk:.0f} MiB of disk, the budget is {budget.disk_mib:g}"
+        return f"{name} needs {disk:.3g} MiB of disk, the budget is {budget.disk_mib:g}"
     memory = forecast_memory(
-        shape, tensors, context_tokens=device_class.context_tokens
+        variant.shape, variant.tensors, context_tokens=device_class.context_tokens
     ).total_mib
     if budget.memory_mib is not None and memory > budget.memory_mib:
-        return f"{name} needs {memory:.0f} MiB, the budget is {budget.memory_mib:g}"
-    decode = forecast_decode(tensors, prior, threads=device_class.threads)
+        return f"{name} needs {memory:.3g} MiB, the budget is {budget.memory_mib:g}"
+    decode = forecast_decode(variant.tensors, prior, threads=device_class.threads)
     least = budget.decode_tokens_per_s
     if least is not None and decode * _SPEED_DOUBT < least:
         return f"{name} decodes about {decode:.1f} tokens/s, the budget asks {least:g}"

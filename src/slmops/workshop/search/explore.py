@@ -24,10 +24,12 @@ from slmops.workshop.evaluate import Scoring, score_candidate, score_reference
 from slmops.workshop.gguf_file import read_header
 from slmops.workshop.machine import load_prior
 from slmops.workshop.score_file import CandidateScores, load_scores
-from slmops.workshop.search.analytic import ShapeForecast, forecast_structure
+from slmops.workshop.search.analytic import (
+    ShapeForecast,
+    forecast_structure,
+    forecast_structures,
+)
 from slmops.workshop.search.structures import Levers, Structure
-
-_PROPOSALS_PER_TRIAL = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +73,7 @@ def build_structures(levers: Levers) -> Structures:
     header = read_header(build.blobs.path(build.model.id))
     prior = load_prior(build.workspace)
     forecasts = {
-        plan.name: forecast_structure(build.blueprint, header, prior, plan)
-        for plan in plans
+        each.name: each for each in forecast_structures(build.blueprint, header, prior)
     }
     possible = [plan for plan in plans if forecasts[plan.name].obstacle is None]
     trials = [
@@ -123,19 +124,27 @@ def _searched(
     tried: dict[str, Trial] = {}
     families = _families(recipe, plans)
     by_name = {plan.name: plan for plan in plans}
-    # A proposal that was tried before costs nothing, but must not go on for ever.
-    for _ in range(_PROPOSALS_PER_TRIAL * recipe.search.trials):
-        if len(tried) == min(recipe.search.trials, len(plans)):
-            break
+    while len(tried) < min(recipe.search.trials, len(plans)):
         asked = study.ask()
         name = _proposed(asked, families)
         if name is None:
             study.tell(asked, state=optuna.trial.TrialState.FAIL)
-            continue
-        if name not in tried:
+        elif name in tried:
+            study.tell(asked, _figures(tried[name]))
+        else:
             tried[name] = probe.judge(by_name[name])
-        study.tell(asked, [float(tried[name].bytes), float(tried[name].kld or 0.0)])
-    front = best_of_front(list(tried.values()), recipe.search.keep)
+            study.tell(asked, _figures(tried[name]))
+            continue
+        # Nothing new came of it: the next is one that was not tried yet.
+        left = [plan for plan in plans if plan.name not in tried]
+        study.enqueue_trial(_parameters(left[0], families))
+    judged = _judged(list(tried.values()), recipe.search.keep)
+    left = [plan for plan in plans if plan.name not in tried]
+    return judged + [_untried(plan, levers, len(tried)) for plan in left]
+
+
+def _judged(tried: Sequence[Trial], keep: int) -> list[Trial]:
+    front = best_of_front(tried, keep)
     return [
         replace(
             trial,
@@ -143,11 +152,29 @@ def _searched(
             reason=(
                 "on the Pareto front of bytes and divergence"
                 if trial in front
-                else _why_not(trial, list(tried.values()))
+                else _why_not(trial, tried)
             ),
         )
-        for trial in tried.values()
+        for trial in tried
     ]
+
+
+def _untried(plan: StructurePlan, levers: Levers, trials: int) -> Trial:
+    build = levers.build
+    header = read_header(build.blobs.path(build.model.id))
+    prior = load_prior(build.workspace)
+    return Trial(
+        name=plan.name,
+        plan=plan,
+        bytes=forecast_structure(build.blueprint, header, prior, plan).bytes,
+        kld=None,
+        kept=False,
+        reason=f"not tried: the search made its {trials} trials",
+    )
+
+
+def _figures(trial: Trial) -> list[float]:
+    return [float(trial.bytes), float(trial.kld or 0.0)]
 
 
 def best_of_front(trials: Sequence[Trial], keep: int) -> list[Trial]:
@@ -187,6 +214,15 @@ def _proposed(trial: Any, families: Mapping[str, list[StructurePlan]]) -> str | 
         values = sorted({each[name] for each in settings.values()})
         chosen[name] = trial.suggest_categorical(f"{family}.{name}", values)
     return next((name for name, each in settings.items() if each == chosen), None)
+
+
+def _parameters(
+    plan: StructurePlan, families: Mapping[str, list[StructurePlan]]
+) -> dict[str, str | int]:
+    """Return what the sampler would have to choose for a structure."""
+    family = next(name for name, plans in families.items() if plan in plans)
+    settings = {f"{family}.{name}": value for name, value in _settings(plan).items()}
+    return {"structure": family, **settings}
 
 
 def _families(
@@ -254,7 +290,7 @@ class _Probe:
                     build.blueprint.recipe.search.probe_tokens,
                 ),
             ),
-            text_digest=self.levers.text,
+            text_digest=self.levers.probe_text,
         )
         build.board.expect(2)
         scores = score_candidate(

@@ -22,7 +22,12 @@ from slmops.domain.levers import (
 from slmops.domain.recipe import BASE, CalibrationPlan, MixedPlan, StructurePlan
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.jobs.job import Value
-from slmops.workshop.text_sources import calibration_text, read_data, read_text
+from slmops.workshop.text_sources import (
+    calibration_text,
+    held_apart,
+    read_data,
+    read_text,
+)
 
 MODEL = "model"
 _WINDOW_TOKENS = 256
@@ -62,10 +67,26 @@ class Levers:
         return self.build.blueprint.recipe.calibration or CalibrationPlan()
 
     @property
+    def is_search(self) -> bool:
+        """Whether structures are tried before the best of them are built."""
+        recipe = self.build.blueprint.recipe
+        count = sum(len(plan.variations()) for plan in recipe.structures)
+        return count > recipe.search.exhaustive
+
+    @property
     def text(self) -> Digest:
-        """Calibration text, in UTF-8."""
+        """Calibration text, in UTF-8: what levers and statistics read.
+
+        In a search its last part is held back, for trials to be judged on.
+        """
         text = calibration_text(self.calibration, self.build.folder)
-        return self.build.blobs.put_bytes(text.encode())
+        return self._put(held_apart(text)[0] if self.is_search else text)
+
+    @property
+    def probe_text(self) -> Digest:
+        """The part of the calibration text that no lever has read."""
+        text = calibration_text(self.calibration, self.build.folder)
+        return self._put(held_apart(text)[1])
 
     def statistics(self, model: Digest) -> Digest:
         """Return the activation statistics of a 16-bit model on the calibration text."""
@@ -127,8 +148,11 @@ class Levers:
             SlmopsError: what a lever's job raised; names the structure.
         """
         structure = replace(base, name=plan.name)
-        for step in plan.steps:
-            structure = self.apply(structure, step, share=share)
+        try:
+            for step in plan.steps:
+                structure = self.apply(structure, step, share=share)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"structure {plan.name}: {error}") from None
         return structure
 
     def apply(
@@ -299,6 +323,9 @@ class Levers:
 
     def _text(self, name: str, where: str) -> Digest:
         text = read_text(self.build.folder / name, where)
+        return self._put(text)
+
+    def _put(self, text: str) -> Digest:
         return self.build.blobs.put_bytes(text.encode())
 
     def _data(self, name: str) -> Digest:

@@ -145,6 +145,21 @@ def test_a_search_tries_some_and_builds_the_best_of_them(shop: Shop) -> None:
     run = shop.build(structures=(plan,), search=search)
     tried = [trial for trial in run.result.trials if trial.kld is not None]
     assert len(tried) == 4
+    untried = [trial for trial in run.result.trials if trial.kld is None]
+    assert {t.reason for t in untried} == {"not tried: the search made its 4 trials"}
+    assert len(run.result.trials) == len(plan.variations())
+    texts = {
+        record.step.kind: record.step.inputs["text"]
+        for record in run.result.provenance
+        if "text" in record.step.inputs and record.step.kind != "score reference"
+    }
+    judged_on = {
+        record.step.inputs["text"]
+        for record in run.result.provenance
+        if record.step.kind == "score reference"
+    }
+    assert texts, "no lever has read a text"
+    assert not judged_on & set(texts.values())
     assert 1 <= sum(trial.kept for trial in tried) <= 2
     assert all("dominated by" in t.reason or "front" in t.reason for t in tried)
     made = {candidate.card.structure for candidate in run.result.candidates}
