@@ -92,20 +92,21 @@ class Ranking:
     def loss(self, candidate: Candidate) -> float:
         """Return the share of the objective lost against the best, 0 to 1.
 
-        Speed is lost only by what is surely slower than the fastest.
+        Speed is lost only by what is surely slower than the fastest; quality and bytes by
+        what is not in the best one's box.
         """
         if self.device_class.objective is Objective.SPEED:
             if not self.surely_faster(candidate):
                 return 0.0
             best = self.decode(self.fastest).value
             return max(1 - self.decode(candidate).value / best, 0.0)
-        of = (
-            lack_of_quality
-            if self.device_class.objective is Objective.QUALITY
-            else _size_of
-        )
+        quality = self.device_class.objective is Objective.QUALITY
+        at = 0 if quality else 1
+        if self.costs(candidate)[at] == min(self.costs(c)[at] for c in self.candidates):
+            return 0.0
+        of = lack_of_quality if quality else _size_of
         mine, least = of(candidate), min(of(c) for c in self.candidates)
-        if of is lack_of_quality and candidate.search_tasks:
+        if quality and candidate.search_tasks:
             return mine - least  # scores are shares already
         return (mine - least) / mine if mine > 0 else 0.0
 

@@ -190,3 +190,14 @@ def test_more_runs_tell_apart_what_few_cannot() -> None:
     lot = [many("FINE", 0.003, 3 * slow), many("FAST", 0.1, [*(3 * fast), 40.0])]
     (found,) = selected(lot)
     assert found.quantization == "FAST"
+
+
+def test_of_two_in_one_box_of_quality_a_lone_class_gets_the_smaller() -> None:
+    (found,) = selected(
+        [
+            timed("CLOSER", 0.0300, 100.0, (50.0, 50.0, 50.0)),
+            timed("SMALLER", 0.03005, 90.0, (50.0, 50.0, 50.0)),
+        ],
+        DeviceClass(name="any"),
+    )
+    assert found.quantization == "SMALLER"
