@@ -86,5 +86,5 @@ def test_lm_eval_that_is_not_installed_says_how_to_get_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tiny_llama(tmp_path / "tiny.gguf")
-    assert run("task", "lm-eval", str(tmp_path / "tiny.gguf"), "--tasks", "a") == 7
+    assert run("task", "lm-eval", str(tmp_path / "tiny.gguf"), "--tasks", "a") == 2
     assert "pip install lm-eval" in capsys.readouterr().err

@@ -45,10 +45,18 @@ def front_matter(build: BuildResult, title: str, variants: Sequence[Variant]) ->
         model_name=title,
         eval_results=results,
         **_licence(build.model.licence),
-        **({"base_model_relation": "quantized"} if hub else {}),
+        **({"base_model_relation": _relation(build, variants)} if hub else {}),
     )
     # Line ends in a value would end the block: the YAML writer quotes them.
     return f"{data.to_yaml()}\n"
+
+
+def _relation(build: BuildResult, variants: Sequence[Variant]) -> str:
+    """Return the Hub's word for how variants came from their base model."""
+    changed = build.blueprint.recipe.prepare or any(
+        variant.card.steps or variant.card.recovered for variant in variants
+    )
+    return "finetune" if changed else "quantized"
 
 
 def _licence(licence: str | None) -> dict[str, str]:

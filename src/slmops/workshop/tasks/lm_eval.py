@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from slmops.domain.errors import InvalidInputError, UnavailableError
+from slmops.domain.errors import InvalidInputError
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.continuations import Continuations, open_continuations
 from slmops.workshop.tasks.ask import CONTEXT_TOKENS
@@ -64,14 +64,15 @@ def run_lm_eval(artefact: Path, plan: HarnessPlan) -> tuple[HarnessFigure, ...]:
     A worker loads it first, so a malformed file ends a child.
 
     Raises:
-        UnavailableError: lm-eval is not installed.
-        InvalidInputError: a task is unknown, or the file does not load.
+        InvalidInputError: lm-eval is not installed, a task is unknown, or the file does
+            not load.
     """
     try:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as missing:
-        raise UnavailableError(
+        # Trying again changes nothing, so it is not unavailable.
+        raise InvalidInputError(
             f"lm-eval is not installed ({missing.name}): pip install lm-eval"
         ) from None
     manager = TaskManager(
