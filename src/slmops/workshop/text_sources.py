@@ -1,16 +1,20 @@
 """Texts a build reads: the user's own, or the ones in ``texts/``."""
 
 import importlib.resources
+import re
 from pathlib import Path
 
 from slmops.domain.blueprint import EvaluationPlan, GoldenPlan
 from slmops.domain.errors import InvalidInputError, NotFoundError
 from slmops.domain.recipe import CalibrationPlan
 
+_GARBAGE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffd\ufffe\uffff]")
 BUILTIN = "builtin"
 """Word in a blueprint for our own texts."""
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
+MAX_LINE_CHARACTERS = 1 << 20
+"""A longer line is no text that anybody wrote."""
 MAX_PROMPTS = 64
 """Every device asks every prompt in its trial, so there cannot be many."""
 
@@ -91,7 +95,8 @@ def read_text(path: Path, where: str) -> str:
 
     Raises:
         NotFoundError: no such file.
-        InvalidInputError: not UTF-8, empty, or too large; names `where`.
+        InvalidInputError: too large or empty; or a line that is not UTF-8, that is too
+            long, or that holds what no text does; names `where`, file and line.
     """
     if not path.is_file():
         raise NotFoundError(f"{where}: {path} does not exist")
@@ -100,10 +105,36 @@ def read_text(path: Path, where: str) -> str:
             f"{where}: {path} must have at most {MAX_TEXT_BYTES} bytes,"
             f" got {path.stat().st_size}"
         )
+    raw = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = raw.decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{where}: {path} is not UTF-8: {error}") from None
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InvalidInputError(
+            f"{where}: {path}:{line}: not UTF-8: {error.reason}"
+        ) from None
     if not text.strip():
         raise InvalidInputError(f"{where}: {path} is empty")
+    _check_lines(text, f"{where}: {path}")
     return text
+
+
+def find_garbage(text: str) -> re.Match[str] | None:
+    """Return the first character that no text holds: a wrong decoding leaves such."""
+    return _GARBAGE.search(text)
+
+
+def _check_lines(text: str, where: str) -> None:
+    found = find_garbage(text)
+    if found is not None:
+        line = text.count("\n", 0, found.start()) + 1
+        raise InvalidInputError(
+            f"{where}:{line}: must be readable text, got U+{ord(found[0]):04X}: was the"
+            " file decoded with the wrong encoding?"
+        )
+    for line, content in enumerate(text.split("\n"), 1):
+        if len(content) > MAX_LINE_CHARACTERS:
+            raise InvalidInputError(
+                f"{where}:{line}: a line must have at most {MAX_LINE_CHARACTERS}"
+                f" characters, got {len(content)}: is it a text?"
+            )

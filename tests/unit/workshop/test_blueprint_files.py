@@ -52,6 +52,11 @@ def test_good_files_are_taken(folder: Path) -> None:
         ("held.jsonl", HELD + PAIRS, r"train\.jsonl:1.*|.*held\.jsonl:2"),
         ("test.jsonl", TEST + '{"prompt": "Where is my  card", "answer": "card"}', "1"),
         ("test.jsonl", TEST + '{"prompt": "x"}', r"test\.jsonl:3"),
+        (
+            "test.jsonl",
+            TEST + '{"prompt": "\\ufffd", "answer": "card"}',
+            r"test\.jsonl:3",
+        ),
         ("test.jsonl", '{"prompt": "x", "answer": "card"}', "two labels"),
         ("texts.txt", "", r"texts\.txt is empty"),
     ],

@@ -76,3 +76,26 @@ def test_too_many_prompts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text("Why?\n" * (MAX_PROMPTS + 1))
     with pytest.raises(InvalidInputError, match=f"at most {MAX_PROMPTS} lines, got 65"):
         golden_prompts(GoldenPlan(prompts="many.txt"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"fine\nno\xff\n", r"mine\.txt:2: not UTF-8"),
+        ("fine\nfine\nbro\ufffdken\n".encode(), r"mine\.txt:3: .*U\+FFFD"),
+        (b"a \x00 byte", r"mine\.txt:1: .*U\+0000"),
+        (b"short\n" + b"x" * (1 << 20) + b"yz", r"mine\.txt:2: a line must have"),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "mine.txt").write_bytes(content)
+    with pytest.raises(InvalidInputError, match=message):
+        evaluation_text(EvaluationPlan(text="mine.txt"), tmp_path)
+
+
+def test_line_ends_of_other_systems_are_read_as_ours(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_bytes(b"one\r\ntwo\rthree\n")
+    found = evaluation_text(EvaluationPlan(text="mine.txt"), tmp_path)
+    assert found == "one\ntwo\nthree\n"

@@ -26,6 +26,7 @@ from slmops.domain.tasks import (
 from slmops.wire.codec import document_digest
 from slmops.workshop.jsonl import read_lines
 from slmops.workshop.tasks.json_answers import AnswerSchema, canonical_json
+from slmops.workshop.text_sources import find_garbage
 
 MAX_EXAMPLES = 100_000
 """Most examples of one file; they are held in memory."""
@@ -294,6 +295,12 @@ def _text(tree: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         came = "nothing" if key not in tree else repr(value)[:60]
         raise InvalidInputError(f"{where}: {key} must be text, got {came}")
+    garbage = find_garbage(value)
+    if garbage is not None:
+        raise InvalidInputError(
+            f"{where}: {key} must be readable text, got U+{ord(garbage[0]):04X}: was the"
+            " file decoded with the wrong encoding?"
+        )
     return value
 
 

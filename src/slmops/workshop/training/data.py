@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from slmops.domain.errors import InvalidInputError
 from slmops.workshop.jsonl import read_lines
+from slmops.workshop.text_sources import find_garbage
 
 MAX_EXAMPLES = 1_000_000
 MAX_MESSAGES = 256
@@ -26,7 +27,6 @@ _ROLES = ("system", "user", "assistant")
 _FORMS = '{"messages": [{"role", "content"}, …]} or {"prompt", "completion"}'
 _PROMPT_FORMS = '{"prompt"} or {"messages": […]} that end with a user turn'
 # Control characters, halves of surrogate pairs, and what a wrong decoding leaves behind.
-_GARBAGE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffd\ufffe\uffff]")
 _SPACE = re.compile(r"\s+")
 
 
@@ -87,7 +87,7 @@ def read_prompts(path: Path) -> tuple[Example, ...]:
 
 def is_readable(text: str) -> bool:
     """Tell whether a text may be the content of a turn: not empty, no garbage."""
-    return bool(text.strip()) and _GARBAGE.search(text) is None
+    return bool(text.strip()) and find_garbage(text) is None
 
 
 def refuse_leakage(training: Iterable[Example], held_out: Iterable[Example]) -> None:
@@ -220,7 +220,7 @@ class _Form:
             self._refuse(f"{place} must be text, got {_kind(value)}")
         if not value.strip():
             self._refuse(f"{place} must not be empty, got {value[:20]!r}")
-        found = _GARBAGE.search(value)
+        found = find_garbage(value)
         if found is not None:
             self._refuse(
                 f"{place} must be readable text, got U+{ord(found[0]):04X} at character"
