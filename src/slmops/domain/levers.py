@@ -143,9 +143,25 @@ class Finetune:
     """Peak of it; null is 2e-4 for adapters and 5e-5 for all weights."""
     rank: int = 16
     """Rank of adapters."""
+    accumulation: int = 1
+    """Batches whose gradients make one step."""
+    patience: int = 2
+    """Looks at held-out examples without improvement after which it stops; 0: never."""
+    max_tokens: int = 1024
+    """Longest example; a longer one is refused."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, slower."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "rank"):
+        if self.patience < 0:
+            raise InvalidInputError(
+                f"finetune.patience must be >= 0, got {self.patience}"
+            )
+        if self.max_tokens < 2:  # noqa: PLR2004 - one to read, one to learn
+            raise InvalidInputError(
+                f"finetune.max_tokens must be >= 2, got {self.max_tokens}"
+            )
+        for name in ("epochs", "rank", "accumulation"):
             if not getattr(self, name) > 0:
                 raise InvalidInputError(
                     f"finetune.{name} must be > 0, got {getattr(self, name):g}"

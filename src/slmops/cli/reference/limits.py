@@ -82,7 +82,14 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
     PruneDepth: {"layers": Limit(least=1)},
     PruneWidth: {"feed_forward": Limit(least=0), "kv_heads": Limit(least=0)},
     Sparsify: {"sparsity": _CHANCE},
-    Finetune: {"epochs": _POSITIVE, "learning_rate": _POSITIVE, "rank": _POSITIVE},
+    Finetune: {
+        "epochs": _POSITIVE,
+        "learning_rate": _POSITIVE,
+        "rank": _POSITIVE,
+        "accumulation": _POSITIVE,
+        "patience": Limit(least=0),
+        "max_tokens": Limit(least=2),
+    },
     Distill: {
         "steps": _POSITIVE,
         "learning_rate": _POSITIVE,

@@ -262,6 +262,10 @@ class Levers:
             "method": str(lever.method),
             "epochs": lever.epochs,
             "rank": lever.rank,
+            "accumulation": lever.accumulation,
+            "patience": lever.patience,
+            "max_tokens": lever.max_tokens,
+            "gradient_checkpointing": lever.gradient_checkpointing,
         }
         if lever.learning_rate is not None:
             parameters["learning_rate"] = lever.learning_rate
