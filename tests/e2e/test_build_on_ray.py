@@ -290,10 +290,18 @@ def parent_of(pid: int) -> int:
     return int(stat.rpartition(")")[2].split()[1])
 
 
+def is_orphan(pid: int) -> bool:
+    """Tell whether a process outlived its parent; one that ended meanwhile did not."""
+    try:
+        return parent_of(pid) == 1
+    except OSError:
+        return False
+
+
 def wait_for_no_children(limit_s: float = 20) -> None:
     until = time.monotonic() + limit_s
     while left := [p for p, words in processes().items() if CHILD in words]:
-        left = [pid for pid in left if pid in ray_processes() or parent_of(pid) == 1]
+        left = [pid for pid in left if pid in ray_processes() or is_orphan(pid)]
         if not left:
             return
         assert time.monotonic() < until, f"still running: {left}"
