@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from slmops.control.records import LeftOut, Placed
 from slmops.control.views import RolloutDetail, RolloutView
 from slmops.control.ways_back import NEWER_HAS_IT
-from slmops.domain.rollout import Outcome, may_run_release
+from slmops.domain.members import Outcome, may_run_release
 
 _DETAIL_FIELDS = (*RolloutView.__slots__, *RolloutDetail.__slots__)
 

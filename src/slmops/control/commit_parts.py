@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from slmops.control.records import AuditEntry, Commit, Placed
-from slmops.domain.rollout import Outcome, Rollout
+from slmops.domain.members import Outcome
+from slmops.domain.rollout import Rollout
 
 
 def stays(rollout: Rollout, device: str, why: str, now: float) -> AuditEntry:

@@ -41,16 +41,15 @@ from slmops.domain.blueprint import OnHalt
 from slmops.domain.command import Command, apply_command
 from slmops.domain.errors import ConflictError, NotFoundError
 from slmops.domain.ids import Digest
+from slmops.domain.members import Member, may_run_release
 from slmops.domain.release import Release
 from slmops.domain.rollout import (
     ENDED,
-    Member,
     Rollout,
     RolloutState,
     Step,
     advance,
     late_joiner_wave,
-    may_run_release,
 )
 from slmops.domain.sync import Assignment, Installed
 

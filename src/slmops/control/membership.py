@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from slmops.control.records import DeviceRecord, LeftOut, Placed
 from slmops.domain.device import classify
 from slmops.domain.errors import NotFoundError
+from slmops.domain.members import Member
 from slmops.domain.release import Release
-from slmops.domain.rollout import Member
 from slmops.domain.waves import Candidate, build_waves
 
 _SITE = "site"

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from slmops.control.records import DeviceStatus, Telemetry
 from slmops.domain.installation import State
+from slmops.domain.members import Member, Outcome
 from slmops.domain.report import GRID_MS, GRID_PER_S, grid_quantile
-from slmops.domain.rollout import Member, Outcome
 from slmops.domain.soak import LiveCounts
 from slmops.domain.sync import Assignment, InstallationReport, Installed, Report
 

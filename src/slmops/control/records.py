@@ -7,7 +7,8 @@ from typing import Any
 from slmops.domain.device import DeviceFacts
 from slmops.domain.gate import GateResult
 from slmops.domain.ids import Digest
-from slmops.domain.rollout import Member, Rollout
+from slmops.domain.members import Member
+from slmops.domain.rollout import Rollout
 from slmops.domain.sync import Assignment, InstallationReport, Installed, Report
 
 

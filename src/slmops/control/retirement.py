@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from slmops.control.records import AuditEntry, Commit, LeftOut, Placed
 from slmops.domain.errors import UntrustedError
-from slmops.domain.rollout import Outcome, Rollout
+from slmops.domain.members import Outcome
+from slmops.domain.rollout import Rollout
 
 REASON = "retired by the operator"
 

@@ -27,7 +27,8 @@ from slmops.control.store_tables import (
     rollouts,
 )
 from slmops.domain.errors import ConflictError, NotFoundError
-from slmops.domain.rollout import Member, Outcome, Rollout, RolloutState
+from slmops.domain.members import Member, Outcome
+from slmops.domain.rollout import Rollout, RolloutState
 from slmops.domain.sync import Assignment, Installed
 
 _ENDED = frozenset({RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED})

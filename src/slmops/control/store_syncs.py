@@ -29,7 +29,7 @@ from slmops.control.store_tables import (
 )
 from slmops.domain.errors import NotFoundError
 from slmops.domain.installation import ENDED
-from slmops.domain.rollout import Member, Outcome
+from slmops.domain.members import Member, Outcome
 from slmops.domain.soak import LiveCounts
 from slmops.domain.sync import Assignment, InstallationReport, Report
 

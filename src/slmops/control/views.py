@@ -14,8 +14,8 @@ from slmops.control.records import (
 )
 from slmops.domain.device import DeviceFacts, classify
 from slmops.domain.ids import Digest
+from slmops.domain.members import Member, Outcome
 from slmops.domain.release import Release
-from slmops.domain.rollout import Member, Outcome
 from slmops.domain.sync import Assignment
 
 

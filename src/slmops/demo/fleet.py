@@ -14,7 +14,7 @@ from slmops.control.views import DeviceList, DeviceView, RolloutDetail, RolloutL
 from slmops.demo.processes import Processes, answers, wait_for
 from slmops.demo.summary import OnDevice
 from slmops.domain.errors import UnavailableError
-from slmops.domain.rollout import Outcome
+from slmops.domain.members import Outcome
 from slmops.wire import codec
 
 DEVICES: tuple[tuple[str, int], ...] = (

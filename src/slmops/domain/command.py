@@ -5,7 +5,8 @@ from dataclasses import replace
 from enum import StrEnum
 
 from slmops.domain.errors import ConflictError
-from slmops.domain.rollout import Member, Rollout, RolloutState, Step, on_release
+from slmops.domain.members import Member, on_release
+from slmops.domain.rollout import Rollout, RolloutState, Step
 
 
 class Command(StrEnum):

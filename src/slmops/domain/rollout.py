@@ -5,8 +5,7 @@ once a wave is decided and has soaked. `advance` does one thing a pass and retur
 next pass sees the truth. How devices are dealt to waves is in `slmops.domain.waves`.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -14,13 +13,20 @@ from slmops.domain.blueprint import OnHalt, RolloutPolicy
 from slmops.domain.device import Budget
 from slmops.domain.gate import (
     AdvanceRule,
-    ClassCount,
     GateResult,
     Verdict,
     advance_gate,
     stop_gate,
 )
-from slmops.domain.soak import LiveCounts, live_problem
+from slmops.domain.members import (
+    Member,
+    Outcome,
+    class_counts,
+    device_reasons,
+    newly_silent,
+    newly_unwell,
+    on_release,
+)
 
 
 class RolloutState(StrEnum):
@@ -40,43 +46,6 @@ class WavePhase(StrEnum):
     OFFERING = "offering"
     SOAKING = "soaking"
     PASSED = "passed"
-
-
-class Outcome(StrEnum):
-    """What became of one device's installation in this rollout. Stored; never renamed."""
-
-    PENDING = "pending"
-    """Not offered, or offered and still working inside its deadline."""
-    SUCCEEDED = "succeeded"
-    """Committed, and well since."""
-    FAILED = "failed"
-    """Rolled back, or committed and then unhealthy. Final."""
-    SILENT = "silent"
-    """No outcome by the deadline, or not heard of for as long since: counts as failed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """One device of a rollout, as last reported."""
-
-    device: str
-    """Device id."""
-    device_class: str
-    """Class at the time membership froze."""
-    wave: int
-    """Index of its wave, 0-based; never changes once its wave has begun."""
-    offered_at: float | None = None
-    """When its assignment was made, Unix seconds; None before."""
-    outcome: Outcome = Outcome.PENDING
-    """As reported; `advance` turns late PENDING into SILENT."""
-    reason: str = ""
-    """The device's own reason for a failure."""
-    paired_loss: float | None = None
-    """From its trial: loss of mean log p against the replaced model, nats a token."""
-    live: LiveCounts | None = None
-    """What it reported of the release since it committed; None while it does not run it."""
-    seen_at: float | None = None
-    """When it was last heard of, Unix seconds; None if never."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,14 +99,8 @@ class Step:
 ENDED = frozenset({RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED})
 """Nothing more is offered."""
 
-_SHOWN_REASONS = 3
-
-_COUNTED_AS = {
-    Outcome.PENDING: "pending",
-    Outcome.SUCCEEDED: "succeeded",
-    Outcome.FAILED: "failed",
-    Outcome.SILENT: "failed",
-}
+_NAMED = 3
+"""Devices named in a reason; the rest are counted."""
 
 
 def late_joiner_wave(rollout: Rollout) -> int | None:
@@ -174,14 +137,18 @@ def advance(
     """
     if rollout.state in ENDED:
         return Step(rollout=rollout)
-    silent = _newly_silent(rollout, members, now, listening_since)
+    silent = newly_silent(
+        members,
+        now - rollout.policy.deadline_s,
+        listening_since=listening_since,
+    )
     if silent:
         return Step(rollout=rollout, silent=silent)
-    unwell = _newly_unwell(members, budgets or {})
+    unwell = newly_unwell(members, budgets or {})
     if unwell:
         return Step(rollout=rollout, unwell=unwell)
     stop = stop_gate(
-        _counts(members, rollout.classes),
+        class_counts(members, rollout.classes),
         tolerated_rate=rollout.policy.tolerated_failure_rate,
         alpha=rollout.policy.alpha,
     )
@@ -231,7 +198,7 @@ def _decide(
             losses.setdefault(member.device_class, []).append(member.paired_loss)
     result = advance_gate(
         sizes,
-        _counts(cohort, sizes),
+        class_counts(cohort, sizes),
         losses,
         AdvanceRule(
             tolerated_rate=policy.tolerated_failure_rate,
@@ -270,7 +237,7 @@ def _unheard(rollout: Rollout, cohort: Sequence[Member]) -> str:
     mute = [one.device for one in on_it if one.seen_at is None or one.seen_at < since]
     if not mute or rollout.policy.soak_s == 0:
         return ""
-    named = ", ".join(mute[:_SHOWN_REASONS]) + (" …" * (len(mute) > _SHOWN_REASONS))
+    named = ", ".join(mute[:_NAMED]) + (" …" * (len(mute) > _NAMED))
     return f"{len(mute)} of {len(on_it)} not heard of at the soak's end: {named}"
 
 
@@ -305,7 +272,7 @@ def _halt(
     rollout: Rollout, members: Sequence[Member], result: GateResult, now: float
 ) -> Step:
     """Stop for good, with the gate's reason and the devices' own."""
-    said = _device_reasons(members)
+    said = device_reasons(members)
     reason = f"wave {rollout.wave + 1} of {rollout.waves}: {result.reason}" + (
         f"; devices say: {said}" if said else ""
     )
@@ -317,83 +284,3 @@ def _halt(
         revert=() if keep else on_release(members),
         results=(replace(result, reason=reason),),
     )
-
-
-def _device_reasons(members: Sequence[Member]) -> str:
-    reasons = [
-        f"{member.device} ({member.device_class}): {member.reason or member.outcome}"
-        for member in members
-        if member.outcome in {Outcome.FAILED, Outcome.SILENT}
-    ]
-    more = len(reasons) - _SHOWN_REASONS
-    shown = "; ".join(reasons[:_SHOWN_REASONS])
-    return f"{shown}; and {more} more" if more > 0 else shown
-
-
-def may_run_release(member: Member) -> bool:
-    """Tell whether a device has the release, or may still get it.
-
-    Those in the middle of their installation and silent ones may commit later; those
-    that failed after their commit have it; those that rolled back do not.
-    """
-    rolled_back = member.outcome is Outcome.FAILED and member.live is None
-    return member.offered_at is not None and not rolled_back
-
-
-def on_release(members: Sequence[Member]) -> tuple[str, ...]:
-    """Return the devices that run the release, also those that fail since."""
-    return tuple(
-        member.device
-        for member in members
-        if member.outcome is Outcome.SUCCEEDED or member.live is not None
-    )
-
-
-def _newly_unwell(
-    members: Sequence[Member], budgets: Mapping[str, Budget]
-) -> dict[str, str]:
-    """Ask of every device that committed what the device asked in its probation."""
-    found = {}
-    for member in members:
-        if member.outcome is Outcome.SUCCEEDED and member.live is not None:
-            budget = budgets.get(member.device_class, Budget())
-            problem = live_problem(budget, member.live)
-            if problem is not None:
-                found[member.device] = f"after it committed, {problem}"
-    return found
-
-
-def _newly_silent(
-    rollout: Rollout, members: Sequence[Member], now: float, listening_since: float
-) -> tuple[str, ...]:
-    limit = now - rollout.policy.deadline_s
-    mute = Outcome.SUCCEEDED if listening_since < limit else None
-    return tuple(
-        member.device
-        for member in members
-        if (
-            member.outcome is Outcome.PENDING
-            and member.offered_at is not None
-            and member.offered_at < limit
-        )
-        or (member.outcome is mute and (member.seen_at or 0.0) < limit)
-    )
-
-
-def _counts(
-    members: Sequence[Member], classes: Iterable[str]
-) -> Mapping[str, ClassCount]:
-    """Count offered devices per class, every one once; SILENT counts as failed."""
-    tallies: dict[str, Counter[str]] = {name: Counter() for name in classes}
-    for member in members:
-        kind = _COUNTED_AS[member.outcome]
-        if kind != "pending" or member.offered_at is not None:
-            tallies.setdefault(member.device_class, Counter())[kind] += 1
-    return {
-        name: ClassCount(
-            succeeded=tally["succeeded"],
-            failed=tally["failed"],
-            pending=tally["pending"],
-        )
-        for name, tally in tallies.items()
-    }

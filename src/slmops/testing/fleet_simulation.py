@@ -16,15 +16,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from slmops.domain.blueprint import RolloutPolicy
-from slmops.domain.rollout import (
-    ENDED,
-    Member,
-    Outcome,
-    Rollout,
-    RolloutState,
-    Step,
-    advance,
-)
+from slmops.domain.members import Member, Outcome
+from slmops.domain.rollout import ENDED, Rollout, RolloutState, Step, advance
 from slmops.domain.waves import Candidate, build_waves
 
 _MAX_PAIRED_LOSS = 1.0

@@ -11,8 +11,8 @@ from slmops.control.outcome import (
 from slmops.control.records import DeviceStatus, Telemetry
 from slmops.domain.ids import Digest
 from slmops.domain.installation import State
+from slmops.domain.members import Member, Outcome
 from slmops.domain.report import GRID_CELLS, GRID_PER_S, grid_cell
-from slmops.domain.rollout import Member, Outcome
 from slmops.domain.soak import LiveCounts
 from slmops.domain.sync import (
     Assignment,

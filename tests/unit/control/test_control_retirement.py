@@ -9,7 +9,8 @@ import pytest
 from slmops.control.records import Placed
 from slmops.control.retirement import leave_out_retired
 from slmops.domain.blueprint import RolloutPolicy
-from slmops.domain.rollout import Member, Outcome, Rollout
+from slmops.domain.members import Member, Outcome
+from slmops.domain.rollout import Rollout
 from slmops.testing.control_in_process import ControlInProcess, quick_release
 from slmops.wire import codec
 

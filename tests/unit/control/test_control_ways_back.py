@@ -8,7 +8,8 @@ from slmops.control.records import DeviceStatus, Placed
 from slmops.control.ways_back import way_back
 from slmops.domain.blueprint import OnHalt, WavePlan
 from slmops.domain.ids import parse_digest
-from slmops.domain.rollout import Member, Rollout
+from slmops.domain.members import Member
+from slmops.domain.rollout import Rollout
 from slmops.domain.sync import Installed
 from slmops.testing.control_in_process import (
     QUICK_POLICY,

@@ -9,9 +9,8 @@ from slmops.domain.command import COMMANDS, Command, apply_command
 from slmops.domain.device import Budget
 from slmops.domain.errors import ConflictError
 from slmops.domain.gate import Verdict
+from slmops.domain.members import Member, Outcome
 from slmops.domain.rollout import (
-    Member,
-    Outcome,
     Rollout,
     RolloutState,
     Step,

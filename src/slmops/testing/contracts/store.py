@@ -18,7 +18,8 @@ from slmops.domain.blueprint import RolloutPolicy
 from slmops.domain.errors import ConflictError, NotFoundError, UntrustedError
 from slmops.domain.gate import GateResult, Verdict
 from slmops.domain.installation import State
-from slmops.domain.rollout import Outcome, Rollout, RolloutState
+from slmops.domain.members import Outcome
+from slmops.domain.rollout import Rollout, RolloutState
 from slmops.testing.contracts.store_samples import (
     BEFORE,
     FACTS,

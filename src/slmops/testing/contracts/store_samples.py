@@ -15,7 +15,8 @@ from slmops.domain.blueprint import RolloutPolicy
 from slmops.domain.device import DeviceFacts
 from slmops.domain.ids import Digest
 from slmops.domain.installation import State
-from slmops.domain.rollout import Member, Rollout
+from slmops.domain.members import Member
+from slmops.domain.rollout import Rollout
 from slmops.domain.sync import Assignment, InstallationReport, Installed, Report
 
 FACTS = DeviceFacts(memory_mib=512, disk_mib=1000, cpu_count=1, architecture="x86_64")
