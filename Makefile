@@ -7,7 +7,7 @@ DEMO_OUTPUT ?= demo-output
 # Two at a time: most of the tests wait for processes of their own.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test coverage check docs format lock clean
+.PHONY: demo test conformance coverage check docs format lock clean
 
 # Installed anew when the project's requirements change.
 $(VENV)/.demo: EXTRA := demo
@@ -22,6 +22,11 @@ demo: $(VENV)/.demo  ## A real model to a healthy fleet, then a bad release that
 
 test: $(VENV)/.installed  ## All tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+conformance: $(VENV)/.installed  ## The public TUF conformance suite, checked out at SUITE, on the agent's client
+	test -n "$(SUITE)" || { echo "say where it is checked out: make conformance SUITE=path" >&2; exit 2; }
+	test -x $(SUITE)/env/bin/pytest || { $(PYTHON) -m venv $(SUITE)/env && $(SUITE)/env/bin/python -m pip install --quiet -e $(SUITE); }
+	$(SUITE)/env/bin/pytest $(SUITE)/tuf_conformance --entrypoint $(CURDIR)/$(BIN)/slmops-tuf-client
 
 coverage: $(VENV)/.installed  ## All tests, and what they ran: the domain whole, 90 % of everything
 	$(BIN)/python -m pytest --cov=slmops --cov-report=

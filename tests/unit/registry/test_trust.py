@@ -2,10 +2,8 @@
 
 import shutil
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from slmops.registry.blobs import bytes_digest
 from slmops.registry.catalog import blob_target
 from slmops.registry.signing import OnlineKeys
 from slmops.registry.trust import TrustedRegistry
+from slmops.testing.folder_server import serving_folder as serving
 from slmops.testing.sample_release import (
     DAY_S,
     SAMPLE_TIME,
@@ -42,38 +41,6 @@ def client(
     return TrustedRegistry(
         folder, sample.keys.root_json, place, headers, now=lambda: at
     )
-
-
-@contextmanager
-def serving(
-    root: Path, answer: Callable[[BaseHTTPRequestHandler], bool] = lambda _: False
-) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if answer(self):
-                return
-            path = root / self.path.lstrip("/")
-            if not path.is_file():
-                self.send_error(404)
-                return
-            content = path.read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def metadata(sample: PublishedSample, name: str) -> Path:
