@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from slmops.domain.ids import Digest
 from slmops.domain.tasks import TaskPlan, TaskResult, TaskSplit
+from slmops.wire.input_file import open_input
 from slmops.workshop.artefacts import Artefact
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.tasks.ask import load_answers, task_parameters
 from slmops.workshop.tasks.flips import task_result
-from slmops.workshop.text_sources import read_data
 
 _REFERENCE = "the reference"
 
@@ -123,7 +123,10 @@ class _Asking:
         return tuple(found)
 
     def _stored(self, name: str, where: str) -> Digest:
-        path = read_data(self.build.folder / name, where)
-        with path.open("rb") as file, self.build.blobs.writer() as writer:
+        path = self.build.folder / name
+        with (
+            open_input(path, where=where) as file,
+            self.build.blobs.writer() as writer,
+        ):
             shutil.copyfileobj(file, writer.file)
         return writer.digest

@@ -17,7 +17,8 @@ from typing import Any
 
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.errors import InvalidInputError
-from slmops.wire.codec import convert, parse_yaml
+from slmops.wire.codec import MAX_DOCUMENT_BYTES, convert, parse_yaml
+from slmops.wire.input_file import read_input
 
 IMPORT = "import"
 _JOINED = "structures"
@@ -39,6 +40,7 @@ def resolve_blueprint(path: Path) -> Resolved:
     """Read a blueprint and the fragments its recipe imports.
 
     Raises:
+        NotFoundError: no such file.
         InvalidInputError: a file that cannot be read, is not YAML or no recipe, a circle
             of imports; names the file, and the path inside.
     """
@@ -94,10 +96,7 @@ def _with_imports(
 
 
 def _read(path: Path) -> Tree:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read: {error.strerror}") from None
+    raw = read_input(path, max_bytes=MAX_DOCUMENT_BYTES)
     tree = parse_yaml(raw, where=str(path))
     if not isinstance(tree, dict):
         raise InvalidInputError(f"{path}: must hold keys and values, got {tree!r:.40}")

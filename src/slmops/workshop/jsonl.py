@@ -6,10 +6,11 @@ Files come from users and exports of all kinds, so a line is bounded before it i
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from slmops.domain.errors import InvalidInputError, NotFoundError
+from slmops.domain.errors import InvalidInputError
 from slmops.wire.codec import parse_json
+from slmops.wire.input_file import bounded_lines, open_input
 
 MAX_LINE_BYTES = 1 << 20
 """Longest line taken by default: far more than any small model's context."""
@@ -30,36 +31,19 @@ def read_lines(
     Raises:
         NotFoundError: no such file.
         InvalidInputError: naming ``file:line``: a line too long, not UTF-8, not JSON, not
-            an object, or with a null character in its text; or a
-            file without a single object.
+            an object, or with a null character in its text; or no file but a folder,
+            pipe or device; or a file without a single object.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist") from None
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read: {error.strerror}") from None
-    with file:
+    with open_input(path) as file:
         found = False
-        for number, raw in enumerate(_bounded(file, path, max_line_bytes), start=1):
+        lines = bounded_lines(file, max_line_bytes=max_line_bytes, where=str(path))
+        for number, raw in lines:
             line = raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
             if line.strip():
                 found = True
                 yield number, _object(line.strip(), f"{path}:{number}")
     if not found:
         raise InvalidInputError(f"{path}: must hold one JSON object a line, is empty")
-
-
-def _bounded(file: IO[bytes], path: Path, limit: int) -> Iterator[bytes]:
-    number = 0
-    # Two bytes of room for the line break; what is longer is never read on.
-    while line := file.readline(limit + 3):
-        number += 1
-        if len(line.rstrip(b"\r\n")) > limit:
-            raise InvalidInputError(
-                f"{path}:{number}: a line must have at most {limit} bytes, this has more"
-            )
-        yield line
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 import importlib.resources
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from slmops.domain.blueprint import EvaluationPlan, GoldenPlan
-from slmops.domain.errors import InvalidInputError, NotFoundError
+from slmops.domain.errors import InvalidInputError
 from slmops.domain.recipe import CalibrationPlan
+from slmops.wire.input_file import bounded_lines, check_input, open_input
 
 _GARBAGE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffd\ufffe\uffff]")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BUILTIN = "builtin"
 """Word in a blueprint for our own texts."""
 
@@ -61,10 +64,9 @@ def read_data(path: Path, where: str) -> Path:
 
     Raises:
         NotFoundError: no such file; names `where`.
+        InvalidInputError: a folder, pipe or device, or it may not be read.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{where}: {path} does not exist")
-    return path
+    return check_input(path, where=where)
 
 
 def golden_prompts(plan: GoldenPlan, folder: Path) -> tuple[str, ...]:
@@ -95,33 +97,44 @@ def read_text(path: Path, where: str) -> str:
 
     Raises:
         NotFoundError: no such file.
-        InvalidInputError: too large or empty; or a line that is not UTF-8, that is too
+        InvalidInputError: no file but a folder, pipe or device; too large or empty; or a line that is not UTF-8, that is too
             long, or that holds what no text does; names `where`, file and line.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{where}: {path} does not exist")
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise InvalidInputError(
-            f"{where}: {path} must have at most {MAX_TEXT_BYTES} bytes,"
-            f" got {path.stat().st_size}"
-        )
-    raw = path.read_bytes()
+    named = f"{where}: {path}"
+    with open_input(path, where=where) as file:
+        # What a file says of its size may be wrong by the time it is read.
+        raw = file.read(MAX_TEXT_BYTES + 1)
+        if len(raw) > MAX_TEXT_BYTES:
+            _refuse_long_line(file, named)
+            raise InvalidInputError(
+                f"{named} must have at most {MAX_TEXT_BYTES} bytes, has more"
+            )
     try:
-        text = raw.decode().replace("\r\n", "\n").replace("\r", "\n")
+        text = raw.removeprefix(_BYTE_ORDER_MARK).decode()
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InvalidInputError(
-            f"{where}: {path}:{line}: not UTF-8: {error.reason}"
-        ) from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InvalidInputError(f"{named}:{line}: not UTF-8: {error.reason}") from None
     if not text.strip():
-        raise InvalidInputError(f"{where}: {path} is empty")
-    _check_lines(text, f"{where}: {path}")
+        raise InvalidInputError(f"{named} is empty")
+    _check_lines(text, named)
     return text
 
 
 def find_garbage(text: str) -> re.Match[str] | None:
     """Return the first character that no text holds: a wrong decoding leaves such."""
     return _GARBAGE.search(text)
+
+
+def _refuse_long_line(file: BinaryIO, where: str) -> None:
+    """Name the line, if it is one line that makes a file too large."""
+    file.seek(0)
+    lines = bounded_lines(file, max_line_bytes=4 * MAX_LINE_CHARACTERS, where=where)
+    read = 0
+    for _, line in lines:
+        read += len(line)
+        if read > MAX_TEXT_BYTES:
+            return
 
 
 def _check_lines(text: str, where: str) -> None:

@@ -79,7 +79,6 @@ def test_a_blueprint_without_imports_is_read_as_it_is(folder: Path) -> None:
     [
         ("shared/more/seed.yaml", "import: [../slim.yaml]", "by a circle"),
         ("shared/more/seed.yaml", "- a list", "must hold keys and values"),
-        ("shared/slim.yaml", "import: [nothing.yaml]", "nothing.yaml: cannot be read"),
         ("shared/slim.yaml", "import: once.yaml", "must be a list of paths"),
         ("shared/slim.yaml", "sed: 3", "sed"),
         ("shared/slim.yaml", "seed: [", "not valid YAML"),
@@ -90,6 +89,12 @@ def test_a_bad_fragment_is_refused_by_its_name(
 ) -> None:
     (folder / name).write_text(content)
     with pytest.raises(InvalidInputError, match=message):
+        resolve_blueprint(folder / "blueprint.yaml")
+
+
+def test_a_fragment_that_is_not_there_is_named(folder: Path) -> None:
+    (folder / "shared/slim.yaml").write_text("import: [nothing.yaml]")
+    with pytest.raises(NotFoundError, match=r"nothing\.yaml does not exist"):
         resolve_blueprint(folder / "blueprint.yaml")
 
 

@@ -68,7 +68,7 @@ def test_a_huge_text_is_refused_before_it_is_read(
 ) -> None:
     monkeypatch.setattr(text_sources, "MAX_TEXT_BYTES", 10)
     (tmp_path / "mine.txt").write_text("eleven byte")
-    with pytest.raises(InvalidInputError, match="at most 10 bytes, got 11"):
+    with pytest.raises(InvalidInputError, match="at most 10 bytes, has more"):
         evaluation_text(EvaluationPlan(text="mine.txt"), tmp_path)
 
 

@@ -20,12 +20,12 @@ from slmops.domain.levers import (
     TrimVocabulary,
 )
 from slmops.domain.recipe import BASE, CalibrationPlan, MixedPlan, StructurePlan
+from slmops.wire.input_file import open_input
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.jobs.job import Value
 from slmops.workshop.text_sources import (
     calibration_text,
     held_apart,
-    read_data,
     read_text,
 )
 
@@ -335,7 +335,7 @@ class Levers:
     def _data(self, name: str) -> Digest:
         # Copied, not linked: the user's file may change, a blob may not.
         with (
-            read_data(self.build.folder / name, "data").open("rb") as data,
+            open_input(self.build.folder / name, where="data") as data,
             self.build.blobs.writer() as writer,
         ):
             shutil.copyfileobj(data, writer.file)

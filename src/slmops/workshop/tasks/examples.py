@@ -295,13 +295,17 @@ def _text(tree: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         came = "nothing" if key not in tree else repr(value)[:60]
         raise InvalidInputError(f"{where}: {key} must be text, got {came}")
-    garbage = find_garbage(value)
+    _refuse_garbage(value, key, where)
+    return value
+
+
+def _refuse_garbage(text: str, key: str, where: str) -> None:
+    garbage = find_garbage(text)
     if garbage is not None:
         raise InvalidInputError(
             f"{where}: {key} must be readable text, got U+{ord(garbage[0]):04X}: was the"
             " file decoded with the wrong encoding?"
         )
-    return value
 
 
 def _right_answer(
@@ -309,6 +313,7 @@ def _right_answer(
 ) -> str:
     if plan.kind is TaskKind.EXTRACTION:
         text = canonical_json(answer, where=f"{where}: answer")
+        _refuse_garbage(text, "answer", where)
         problem = schema.problem(text) if schema is not None else None
         if problem is not None:
             raise InvalidInputError(f"{where}: answer is not of the schema: {problem}")
@@ -318,6 +323,7 @@ def _right_answer(
             f"{where}: answer of a {plan.kind} must be text, got {answer!r:.60}"
         )
     label = answer.strip()
+    _refuse_garbage(label, "answer", where)
     if plan.labels and label not in plan.labels:
         raise InvalidInputError(
             f"{where}: label {label!r:.60} is none of the task's"

@@ -12,10 +12,12 @@ from typing import Any
 
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.tasks import FieldCounts
-from slmops.wire.codec import encode_json, parse_json
+from slmops.wire.codec import MAX_DOCUMENT_BYTES, encode_json, parse_json
+from slmops.wire.input_file import read_input
 
 MAX_ANSWER_BYTES = 1 << 20
 _SHOWN_CHARACTERS = 200
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +56,15 @@ def read_schema(path: Path) -> AnswerSchema:
     """Read and check a JSON Schema of the draft that its ``$schema`` names, or 2020-12.
 
     Raises:
+        NotFoundError: no such file.
         InvalidInputError: unreadable, not JSON, or not a schema.
     """
     from jsonschema import validators
     from jsonschema.exceptions import SchemaError
     from referencing import Registry
 
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read: {error.strerror}") from None
-    tree = parse_json(raw, where=str(path))
+    raw = read_input(path, max_bytes=MAX_DOCUMENT_BYTES)
+    tree = parse_json(raw.removeprefix(_BYTE_ORDER_MARK), where=str(path))
     if not isinstance(tree, dict):
         raise InvalidInputError(f"{path}: a JSON Schema must be an object")
     kind = validators.validator_for(tree, default=validators.Draft202012Validator)
