@@ -10,7 +10,7 @@ from slmops.wire.input_file import bounded_lines, check_input, open_input, read_
 
 
 def test_a_file_that_is_gone_is_named_with_what_names_it(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="golden.prompts: .*gone does not exist"):
+    with pytest.raises(NotFoundError, match=r"golden\.prompts: .*gone does not exist"):
         check_input(tmp_path / "gone", where="golden.prompts")
 
 
@@ -29,7 +29,7 @@ def test_lines_come_with_numbers_and_end_at_the_first_too_long(tmp_path: Path) -
     with open_input(path) as file:
         lines = bounded_lines(file, max_line_bytes=4, where="lines")
         assert [next(lines), next(lines)] == [(1, b"one\r\n"), (2, b"two\n")]
-        with pytest.raises(InvalidInputError, match="lines:3: .* at most 4 bytes"):
+        with pytest.raises(InvalidInputError, match=r"lines:3: .* at most 4 bytes"):
             next(lines)
 
 
