@@ -6,7 +6,6 @@ sender that drips is left after a while: what arrived is kept, the next try goes
 """
 
 import contextlib
-import os
 import re
 import time
 from collections.abc import Callable
@@ -17,7 +16,8 @@ import httpx
 
 from slmops.domain.errors import UnavailableError, UntrustedError
 from slmops.domain.ids import Digest, digest_hex
-from slmops.registry.blobs import BlobStore, file_digest, sync_folder
+from slmops.registry import durable
+from slmops.registry.blobs import BlobStore, file_digest
 
 _FLUSH_BYTES = 8 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
@@ -82,7 +82,7 @@ class Downloads:
             UntrustedError: wrong length or digest; what arrived is thrown away.
             OSError: the disk refuses.
         """
-        self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        durable.make_folder(self._incoming, mode=0o700)
         begin = self._have(wanted)
         if begin >= wanted.length:
             return
@@ -116,21 +116,21 @@ class Downloads:
             raise UntrustedError(
                 f"download: expected {wanted.digest[:19]}…, got {found[:19]}…"
             )
-        _sync_file(path)
-        self._blobs.folder.mkdir(parents=True, exist_ok=True)
-        path.replace(self._blobs.folder / digest_hex(wanted.digest))
-        sync_folder(self._blobs.folder)
+        durable.sync_file(path)
+        durable.make_folder(self._blobs.folder)
+        durable.move(path, self._blobs.folder / digest_hex(wanted.digest))
+        durable.sync_folder(self._blobs.folder)
         return True
 
     def discard(self, wanted: Wanted) -> None:
         """Forget what has arrived."""
-        self._path(wanted).unlink(missing_ok=True)
+        durable.remove(self._path(wanted))
 
     def discard_all(self) -> None:
         """Forget everything that has arrived: no installation runs."""
         with contextlib.suppress(FileNotFoundError):
             for path in self._incoming.iterdir():
-                path.unlink(missing_ok=True)
+                durable.remove(path)
 
     def _check_present(self, wanted: Wanted) -> bool:
         """A blob from an earlier installation may have rotted: fetch it anew then."""
@@ -158,18 +158,18 @@ class Downloads:
                         raise UntrustedError(
                             f"download: more than the promised {wanted.length} bytes"
                         )
-                    sink.write(block)
+                    durable.write(sink, block)
                     received += len(block)
                     self.received_bytes += len(block)
                     unflushed += len(block)
                     if unflushed >= _FLUSH_BYTES:
-                        _flush(sink.fileno(), sink.flush)
+                        durable.flush(sink)
                         unflushed = 0
                     if pause():
                         return
                     self._require_pace(received, time.monotonic() - begun)
             finally:
-                _flush(sink.fileno(), sink.flush)
+                durable.flush(sink)
         if not received:
             # Asked for at once again, it would give nothing again.
             raise UnavailableError("download: the answer has no bytes")
@@ -194,17 +194,6 @@ class Downloads:
             self.discard(wanted)
             return 0
         return size
-
-
-def _flush(descriptor: int, flush: Callable[[], None]) -> None:
-    flush()
-    os.fsync(descriptor)
-
-
-def _sync_file(path: Path) -> None:
-    """Write to disk what a killed agent had only handed to the system."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _checked_start(response: httpx.Response, wanted: Wanted, begin: int) -> int:

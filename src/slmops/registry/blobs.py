@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ from typing import BinaryIO
 
 from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedError
 from slmops.domain.ids import Digest, digest_hex, parse_digest
+from slmops.registry import durable
+from slmops.registry.durable import write_atomically as write_atomically
 
 _BLOCK = 1 << 20
-_PARTIAL = ".partial-"
 
 
 def file_digest(path: Path) -> Digest:
@@ -45,50 +45,6 @@ def bytes_digest(content: bytes) -> Digest:
     return Digest("sha256:" + hashlib.sha256(content).hexdigest())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(
-    path: Path, content: bytes, *, mode: int = 0o644, replace: bool = True
-) -> None:
-    """Write `content` to `path`: whole, or not at all, also on power cut.
-
-    Raises:
-        FileExistsError: `path` exists and `replace` is False; of two writers one wins.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = _open_partial(path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as sink:
-            sink.write(content)
-            sink.flush()
-            os.fchmod(sink.fileno(), mode)
-            os.fsync(sink.fileno())
-            if replace:
-                partial.replace(path)
-            else:
-                path.hardlink_to(partial)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def _open_partial(folder: Path) -> tuple[int, Path]:
-    """Open a new file that its writer holds locked, so that it can be told abandoned."""
-    while True:
-        descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, dir=folder)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor, Path(name)
-        os.close(descriptor)  # removed as abandoned before it was locked
-
-
 def _remove_abandoned(path: Path) -> bool:
     try:
         with path.open("rb") as file:
@@ -111,7 +67,7 @@ class BlobWriter:
 
     def write(self, content: bytes) -> int:
         """Append bytes."""
-        return self.file.write(content)
+        return durable.write(self.file, content)
 
     @property
     def digest(self) -> Digest:
@@ -198,10 +154,10 @@ class BlobStore:
         target = self._place(digest)
         if target.is_file():
             return digest
-        self.folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(self.folder)
         try:
             os.link(source, target)
-            sync_folder(self.folder)
+            durable.sync_folder(self.folder)
         except FileExistsError:
             pass
         except OSError:
@@ -211,22 +167,22 @@ class BlobStore:
     @contextmanager
     def writer(self) -> Iterator[BlobWriter]:
         """Stream a new blob; nothing is stored when the block raises."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = _open_partial(self.folder)
+        durable.make_folder(self.folder)
+        descriptor, partial = durable.open_partial(self.folder)
         try:
             with os.fdopen(descriptor, "w+b") as file:
                 writer = BlobWriter(file=file, path=partial)
                 yield writer
                 file.flush()
                 os.fchmod(file.fileno(), 0o644)
-                os.fsync(file.fileno())
+                durable.flush(file)
                 # Still open, so still locked: nobody takes it for abandoned.
                 digest = file_digest(partial)
-                partial.replace(self._place(digest))
-            sync_folder(self.folder)
+                durable.move(partial, self._place(digest))
+            durable.sync_folder(self.folder)
             writer._digest = digest
         finally:
-            partial.unlink(missing_ok=True)
+            durable.remove(partial)
 
     def digests(self) -> Iterator[Digest]:
         """List all blobs here."""
@@ -237,13 +193,15 @@ class BlobStore:
 
     def remove(self, digest: Digest) -> None:
         """Forget a blob; fine when it is not here."""
-        self._place(digest).unlink(missing_ok=True)
+        durable.remove(self._place(digest))
 
     def remove_partials(self) -> int:
         """Remove what killed writers left behind, and count it; running ones are left."""
         if not self.folder.is_dir():
             return 0
-        return sum(_remove_abandoned(path) for path in self.folder.glob(f"{_PARTIAL}*"))
+        return sum(
+            _remove_abandoned(path) for path in self.folder.glob(f"{durable.PARTIAL}*")
+        )
 
     def _place(self, digest: Digest) -> Path:
         return self.folder / digest_hex(parse_digest(digest))

@@ -123,7 +123,7 @@ def test_a_full_disk_defers_and_does_not_spin(
     device.assign(1, 1)
     while device.state() is not State.DOWNLOADING:
         device.loop.step()
-    monkeypatch.setattr("slmops.agent.download.os.fsync", no_space)
+    monkeypatch.setattr("slmops.registry.durable.flush", no_space)
     wait_s = device.loop.step()
     monkeypatch.undo()
     found = device.journal.installation()
