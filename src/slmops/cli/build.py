@@ -273,5 +273,8 @@ def _remarks(result: "BuildResult") -> list[str]:
     ]
     if result.model.source_quantization:
         grid = result.model.source_quantization
-        lines.append(f"* flattered: the reference was dequantized from {grid}")
+        lines.append(
+            "* flattered: its tensors have types of the source, which was quantized, mainly"
+            f" {grid}"
+        )
     return lines

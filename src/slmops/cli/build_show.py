@@ -161,7 +161,7 @@ def _marks(build: "BuildResult", candidate: "Candidate") -> list[str]:
     if candidate.digest == build.control.digest:
         marks.append("control: 8-bit")
     if candidate.on_reference_grid:
-        marks.append(f"flattered: {candidate.card.reference_grid} grid")
+        marks.append(candidate.flattery)
     names = [s.device_class for s in build.selection if s.digest == candidate.digest]
     return [*marks, *(f"chosen for {name}" for name in names)]
 

@@ -55,8 +55,8 @@ def import_(
     render.text(f"{record.name}  {record.id}")
     if record.source_quantization:
         render.note(
-            f"the source is quantized ({record.source_quantization}): measurements of"
-            " that type against this reference are flattered"
+            f"the source is quantized (mainly {record.source_quantization}): measurements of"
+            " variants with its tensors' types are flattered, and marked"
         )
 
 

@@ -30,7 +30,7 @@ def plan(workspace: Workspace, blueprint: Path, as_json: bool) -> None:
     from slmops.workshop.artefacts import built_quantizations
     from slmops.workshop.blueprints import load_blueprint
     from slmops.workshop.machine import load_prior
-    from slmops.workshop.models import find_model, reference_path
+    from slmops.workshop.models import find_grid, find_model, reference_path
     from slmops.workshop.plan import candidate_names, plan_build
 
     wanted = load_blueprint(blueprint)
@@ -41,7 +41,14 @@ def plan(workspace: Workspace, blueprint: Path, as_json: bool) -> None:
         # Their bytes depend on statistics that a plan does not gather.
         names = (CONTROL_QUANTIZATION,)
     built = built_quantizations(workspace, record.id, names)
-    planned = plan_build(wanted, record, reference, load_prior(workspace), built=built)
+    planned = plan_build(
+        wanted,
+        record,
+        reference,
+        load_prior(workspace),
+        built=built,
+        source_types=find_grid(workspace, record).types,
+    )
     if as_json:
         render.json_document(planned)
         return
@@ -85,9 +92,10 @@ def _render(planned: "BuildPlan") -> None:
     )
     render.note(f"speed predicted from: {planned.prior.source}")
     if planned.reference_grid:
+        flattered = [c.quantization for c in planned.candidates if c.is_flattered]
         render.note(
-            f"the reference was dequantized from {planned.reference_grid}:"
-            f" {planned.reference_grid} variants would look better than they are"
+            f"the reference's source was quantized, mainly {planned.reference_grid}; with its"
+            f" tensors' types, so better looking than they are: {', '.join(flattered) or 'none'}"
         )
 
 

@@ -8,7 +8,6 @@ from slmops.domain.recipe import BASE, MIXED, Rounding
 from slmops.registry.workspace import Workspace
 from slmops.wire.codec import decode_json
 from slmops.workshop.jobs.job import Value
-from slmops.workshop.mixes import MIXES
 from slmops.workshop.quantize import QuantizedFile
 from slmops.workshop.steps import Step, StepCache
 from slmops.workshop.workbench import Workbench, job_step
@@ -113,22 +112,3 @@ def built_quantizations(
         for name in candidates
         if cache.has(Making(model=model, quantization=name).step())
     )
-
-
-def on_grid(artefact: Artefact, reference_grid: str | None) -> bool:
-    """Tell whether an artefact mostly has the type its reference was made from.
-
-    True by name, or when most matrices came out in that type: block-size fallbacks and
-    mixes of ours.
-    """
-    if reference_grid is None:
-        return False
-    matrices = {
-        kind: count
-        for kind, count in artefact.file.tensor_types.items()
-        if kind != "F32"
-    }
-    most = max(matrices, key=lambda kind: matrices[kind], default=None)
-    name = artefact.making.quantization
-    base = MIXES[name].base if name in MIXES else None
-    return reference_grid in {name, base, most}

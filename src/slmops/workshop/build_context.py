@@ -13,6 +13,7 @@ from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
 from slmops.workshop.artefacts import Making
 from slmops.workshop.board import Board
+from slmops.workshop.source_grid import SourceGrid
 from slmops.workshop.steps import StepRunner
 from slmops.workshop.workbench import Workbench
 from slmops.workshop.workers import Workers
@@ -38,6 +39,8 @@ class BuildContext:
     """Serving children."""
     eligible: frozenset[str] = frozenset()
     """Labels of candidates that selection may choose: not the control by itself."""
+    grid: SourceGrid = field(default_factory=SourceGrid)
+    """Which weights were rounded before they were imported."""
     stages: dict[str, float] = field(default_factory=dict)
     """Stage → wall time, s."""
 

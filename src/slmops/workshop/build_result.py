@@ -29,10 +29,29 @@ class Candidate:
     eligible: bool
     """Whether selection may choose it; controls that nobody asked for may not."""
     on_reference_grid: bool
-    """Whether the reference was dequantized from this very type: its fidelity is
-    flattered, and marked wherever they are shown."""
+    """Whether the reference was dequantized from its very types, by enough of its usual
+    rounding error: its fidelity is flattered, and marked wherever it is shown."""
     search_tasks: tuple[TaskResult, ...] = ()
     """On the split of each task that candidates are chosen by; the card has the other."""
+    grid_bytes_share: float = 0.0
+    """Share of the bytes of its matrices that have the type the reference's source had;
+    0 as well in builds from before it was kept."""
+    grid_error_share: float = 0.0
+    """Share of its usual rounding error that it is spared by that; likewise."""
+
+    @property
+    def flattery(self) -> str:
+        """Why its fidelity looks better than it is, in a few words; empty if it does not.
+
+        ``flattered: 98% of its bytes have the source's type``.
+        """
+        if not self.on_reference_grid:
+            return ""
+        if self.grid_bytes_share:
+            share = f"{self.grid_bytes_share:.0%}"
+            return f"flattered: {share} of its bytes have the source's type"
+        grid = self.card.reference_grid
+        return f"flattered: {grid} grid" if grid else "flattered"
 
     @property
     def quantization(self) -> str:

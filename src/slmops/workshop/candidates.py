@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from slmops.domain.ids import Digest
 from slmops.domain.release import Card, Speed, Variant
 from slmops.runtimes.base import load_runtime
-from slmops.workshop.artefacts import on_grid
+from slmops.workshop.artefacts import Artefact
 from slmops.workshop.asked import TaskFigures
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.build_result import Candidate, ClassSelection
@@ -15,6 +15,7 @@ from slmops.workshop.gguf_file import read_header
 from slmops.workshop.goldens import Goldens
 from slmops.workshop.models import reference_path
 from slmops.workshop.scored import Scored
+from slmops.workshop.source_grid import GridShare, grid_share
 
 FORMAT = "gguf"
 
@@ -90,11 +91,19 @@ def candidate_rows(
                 tasks=measured.tasks[artefact.digest].test,
             ),
             eligible=build.is_eligible(artefact.making),
-            on_reference_grid=on_grid(artefact, build.model.source_quantization),
+            on_reference_grid=share.is_flattered,
+            grid_bytes_share=share.bytes,
+            grid_error_share=share.error,
             search_tasks=measured.tasks[artefact.digest].search,
         )
         for artefact in scored.artefacts
+        for share in (_grid_share(build, artefact),)
     )
+
+
+def _grid_share(build: BuildContext, artefact: Artefact) -> GridShare:
+    model = build.blobs.path(artefact.making.model)
+    return grid_share(artefact.file, build.grid.types_of(model))
 
 
 def chosen_variants(

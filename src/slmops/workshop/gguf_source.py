@@ -1,16 +1,14 @@
 """A model in a GGUF file, quantized or not."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from slmops.registry.blobs import file_digest
-from slmops.workshop.gguf_file import GgufHeader, TensorEntry, read_header
+from slmops.workshop.gguf_file import TensorEntry, read_header
 from slmops.workshop.model_shape import read_shape
 from slmops.workshop.quantize import Matrix, read_rows
 from slmops.workshop.reference import ReferenceSource
-
-_FULL_PRECISION = frozenset({"F64", "F32", "F16", "BF16"})
+from slmops.workshop.source_grid import main_type, source_types
 
 
 def open_gguf(path: Path) -> ReferenceSource:
@@ -21,6 +19,7 @@ def open_gguf(path: Path) -> ReferenceSource:
     """
     header = read_header(path)
     read_shape(header)
+    types = source_types(header.tensors)
     return ReferenceSource(
         name=header.text("general.name") or path.stem,
         origin=path.name,
@@ -28,18 +27,10 @@ def open_gguf(path: Path) -> ReferenceSource:
         metadata=header.metadata,
         tensors=header.tensors,
         read=_reader(path),
-        quantization=main_quantization(header),
+        quantization=main_type(header.tensors, types),
         licence=header.text("general.license"),
+        types=types,
     )
-
-
-def main_quantization(header: GgufHeader) -> str | None:
-    """Return the type that holds most of the weights; None when none is quantized."""
-    weights: Counter[str] = Counter()
-    for tensor in header.tensors:
-        if tensor.kind not in _FULL_PRECISION:
-            weights[tensor.kind] += tensor.elements
-    return weights.most_common(1)[0][0] if weights else None
 
 
 def _reader(path: Path) -> Callable[[TensorEntry], Iterator[Matrix]]:

@@ -11,6 +11,7 @@ from slmops.workshop.adapters import merge_adapter
 from slmops.workshop.gguf_source import open_gguf
 from slmops.workshop.models import import_opened, reference_path
 from slmops.workshop.progress import Progress, silent
+from slmops.workshop.source_grid import load_source_types, main_type
 
 
 def merge_into_model(
@@ -31,8 +32,8 @@ def merge_into_model(
         progress: told what is being done.
 
     Returns:
-        The new model's record. It keeps the mark of a quantized source: the adapter
-        moves few weights off their grid.
+        The new model's record. Of a quantized source's grid it keeps the tensors that
+        the adapter does not touch.
 
     Raises:
         InvalidInputError: no adapter of this model; see `read_adapter`.
@@ -46,12 +47,17 @@ def merge_into_model(
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=workspace.root) as folder:
         path = Path(folder) / "merged.gguf"
         with path.open("wb") as file:
-            merge_adapter(reference, adapter, file, progress=progress)
+            merged = merge_adapter(reference, adapter, file, progress=progress)
+        header = merged.model
+        main = record.source_quantization
+        before = load_source_types(workspace, record.id, main, header)
+        types = {k: v for k, v in before.items() if k not in merged.factors}
         opened = replace(
             open_gguf(path),
             name=f"{record.name}-{adapter.resolve().name}",
             origin=f"{record.source} + {adapter.resolve().name}",
-            quantization=record.source_quantization,
+            quantization=main_type(header.tensors, types),
+            types=types,
             licence=record.licence,
         )
         return import_opened(opened, workspace, name=name, progress=progress)

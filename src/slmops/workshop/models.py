@@ -1,7 +1,8 @@
 """Models in, from a GGUF file, a Hugging Face folder or a Hub id; and finding them again.
 
-An imported model is its 16-bit reference: a GGUF blob under its digest, and a record.
-The blob is stored whole before the record is written, so an import that is stopped
+An imported model is its 16-bit reference: a GGUF blob under its digest, and a record for
+each name it was given: ``<hex>.json``, and ``<hex>@<name>.json`` for names given later.
+The blob is stored whole before a record is written, so an import that is stopped
 leaves nothing behind that anyone would find.
 """
 
@@ -25,6 +26,12 @@ from slmops.workshop.reference import (
     ReferenceSource,
     write_reference,
 )
+from slmops.workshop.source_grid import (
+    SourceGrid,
+    has_source_types,
+    load_source_types,
+    save_source_types,
+)
 
 _LEAST_PREFIX = 4
 _NAME_LENGTH = 60
@@ -40,6 +47,8 @@ def import_model(
 ) -> ModelRecord:
     """Import a model as a 16-bit reference; importing it again changes nothing.
 
+    Equal bytes under another name are the same model: both names stay.
+
     Args:
         source: path of a GGUF file or of a Hugging Face checkpoint folder, or a Hub id
             such as ``HuggingFaceTB/SmolLM2-135M-Instruct``.
@@ -54,7 +63,7 @@ def import_model(
     Raises:
         InvalidInputError: no model, a damaged one, or one that is not supported.
         NotFoundError: nothing at that path, or no such Hub id.
-        ConflictError: another model has that name already.
+        ConflictError: another model has that name already, with other bytes.
         UnavailableError: the Hub cannot be reached.
     """
     if name is not None:
@@ -90,15 +99,15 @@ def import_opened(
     digest = known.id if known else _store_reference(opened, workspace, progress)
     record = known or _known_model(workspace, digest)
     if record is None:
-        path = BlobStore(workspace.blobs).path(digest)
-        record = _describe(opened, digest, read_header(path))
+        header = read_header(BlobStore(workspace.blobs).path(digest))
+        record = _describe(opened, digest, header)
         record = replace(record, name=_free_name(workspace, name or record.name, name))
-    elif name is None or name == record.name:
+        _keep_types(workspace, record, opened)
+        write_atomically(_record_path(workspace, digest), encode_json(record))
         return record
-    else:
-        record = replace(record, name=_free_name(workspace, name, name))
-    write_atomically(_record_path(workspace, digest), encode_json(record))
-    return record
+    if record.source_digest == opened.digest:
+        _keep_types(workspace, record, opened)
+    return _named(workspace, record, name or record.name)
 
 
 def list_models(workspace: Workspace) -> tuple[ModelRecord, ...]:
@@ -125,13 +134,16 @@ def find_model(workspace: Workspace, name_or_prefix: str) -> ModelRecord:
     """
     records = list_models(workspace)
     for record in records:
-        if name_or_prefix in {record.name, record.id}:
+        if name_or_prefix == record.name:
             return record
     prefix = name_or_prefix.removeprefix("sha256:")
+    # Of a model with several names, the record of its first.
     found = [
         record
         for record in records
-        if len(prefix) >= _LEAST_PREFIX and digest_hex(record.id).startswith(prefix)
+        if len(prefix) >= _LEAST_PREFIX
+        and digest_hex(record.id).startswith(prefix)
+        and record == _known_model(workspace, record.id)
     ]
     if len(found) > 1:
         raise InvalidInputError(
@@ -152,6 +164,19 @@ def reference_path(workspace: Workspace, record: ModelRecord) -> Path:
         NotFoundError: the blob is gone.
     """
     return BlobStore(workspace.blobs).path(record.id)
+
+
+def find_grid(workspace: Workspace, record: ModelRecord) -> SourceGrid:
+    """Return what lies on the grid of a model's source.
+
+    Raises:
+        NotFoundError: the blob is gone.
+        InvalidInputError: what was kept at import is damaged.
+    """
+    path = reference_path(workspace, record)
+    main = record.source_quantization
+    types = load_source_types(workspace, record.id, main, read_header(path))
+    return SourceGrid(reference=path, types=types)
 
 
 def _open_source(
@@ -217,8 +242,27 @@ def _known_source(workspace: Workspace, digest: Digest) -> ModelRecord | None:
     blobs = BlobStore(workspace.blobs)
     for record in list_models(workspace):
         if record.source_digest == digest and blobs.has(record.id):
-            return record
+            return _known_model(workspace, record.id) or record
     return None
+
+
+def _keep_types(
+    workspace: Workspace, record: ModelRecord, opened: ReferenceSource
+) -> None:
+    """Keep the source's types; an import of before they were kept gets them now."""
+    if opened.types and not has_source_types(workspace, record.id):
+        save_source_types(workspace, record.id, opened.types)
+
+
+def _named(workspace: Workspace, record: ModelRecord, name: str) -> ModelRecord:
+    """Return a model's record under a name, given to it now if it is new."""
+    for known in list_models(workspace):
+        if (known.id, known.name) == (record.id, name):
+            return known
+    record = replace(record, name=_free_name(workspace, name, name))
+    path = workspace.models / f"{digest_hex(record.id)}@{name}.json"
+    write_atomically(path, encode_json(record))
+    return record
 
 
 def _known_model(workspace: Workspace, digest: Digest) -> ModelRecord | None:

@@ -24,7 +24,6 @@ from pathlib import Path
 from slmops.domain.blueprint import CONTROL_QUANTIZATION, Blueprint
 from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.domain.ids import Digest
-from slmops.domain.release import ModelRecord
 from slmops.registry.workspace import Workspace
 from slmops.runtimes.base import load_runtime
 from slmops.runtimes.speed import machine_fingerprint
@@ -46,7 +45,7 @@ from slmops.workshop.feasibility import SelectionRules
 from slmops.workshop.forecast import measured_prior
 from slmops.workshop.goldens import load_golden
 from slmops.workshop.machine import load_prior, save_prior
-from slmops.workshop.models import find_model, reference_path
+from slmops.workshop.models import find_grid, find_model, reference_path
 from slmops.workshop.plan import plan_build
 from slmops.workshop.progress import Progress, silent
 from slmops.workshop.scored import quantize_and_score
@@ -135,7 +134,14 @@ def run_build(
         blueprint = replace(blueprint, candidates=options.candidates)
     model = find_model(workspace, blueprint.model)
     runtime = _common_runtime(blueprint)
-    _refuse_impossible(blueprint, workspace, model)
+    grid = find_grid(workspace, model)
+    plan_build(
+        blueprint,
+        model,
+        reference_path(workspace, model),
+        load_prior(workspace),
+        source_types=grid.types,
+    )
     with ExitStack() as stack:
         stack.enter_context(build_lock(workspace, progress))
         board = stack.enter_context(Board(progress=progress))
@@ -147,6 +153,7 @@ def run_build(
             runtime=runtime,
             bench=stack.enter_context(_bench(options, workspace, board)),
             workers=stack.enter_context(Workers(runtime)),
+            grid=grid,
         )
         build.runner.cache.clean()
         return _run(build, below_floor=options.below_floor)
@@ -229,13 +236,6 @@ def _remember_speed(
         decode = single[0].decode_tokens_per_s.value
         source = f"{control.quantization} of {build.model.name}, measured by a build"
         save_prior(build.workspace, measured_prior(decode, tensors, source))
-
-
-def _refuse_impossible(
-    blueprint: Blueprint, workspace: Workspace, model: ModelRecord
-) -> None:
-    reference = reference_path(workspace, model)
-    plan_build(blueprint, model, reference, load_prior(workspace))
 
 
 def _common_runtime(blueprint: Blueprint) -> str:

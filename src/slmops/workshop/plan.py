@@ -25,6 +25,7 @@ from slmops.workshop.gguf_file import GgufHeader, read_header
 from slmops.workshop.model_shape import ModelShape, read_shape
 from slmops.workshop.quantize import QuantizedFile, predict_quantized
 from slmops.workshop.search.analytic import ShapeForecast, forecast_structures
+from slmops.workshop.source_grid import Types, grid_share
 
 _LEAST_CONTEXT = 64
 _CONTEXT_STEP = 64
@@ -68,7 +69,8 @@ class CandidatePlan:
     is_control: bool
     """The 8-bit control row: always built."""
     is_flattered: bool
-    """The reference lies on this type's grid, so its fidelity looks better than it is."""
+    """The reference's source had its types, by enough of its usual rounding error: its
+    fidelity will look better than it is."""
     is_built: bool
     """Already in the workspace; a build will not compute it again."""
     classes: tuple[ClassForecast, ...]
@@ -104,6 +106,7 @@ def plan_build(
     prior: MachinePrior,
     *,
     built: Collection[str] = (),
+    source_types: Types | None = None,
 ) -> BuildPlan:
     """Predict every candidate on every class.
 
@@ -113,6 +116,8 @@ def plan_build(
         reference: the model's 16-bit GGUF; only its header is read.
         prior: this machine's speed.
         built: quantizations the workspace holds already.
+        source_types: of the model's tensors, as `find_grid` gives them; None takes none
+            for granted.
 
     Raises:
         InvalidInputError: an unknown candidate, one that needs an importance matrix, or
@@ -140,7 +145,7 @@ def plan_build(
                 bits_per_weight=file.bits_per_weight,
                 tensor_types=file.tensor_types,
                 is_control=name == CONTROL_QUANTIZATION,
-                is_flattered=name == record.source_quantization,
+                is_flattered=grid_share(file, source_types or {}).is_flattered,
                 is_built=name in built,
                 classes=tuple(
                     _forecast(device_class, shape, file, prior)

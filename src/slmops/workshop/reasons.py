@@ -30,7 +30,7 @@ def winning_reason(ranking: Ranking, chosen: Candidate, *, shared: bool = False)
     """
     figure = objective_text(ranking, chosen)
     if chosen.on_reference_grid:
-        figure += "; flattered: it has the type the model was imported from"
+        figure += f"; {chosen.flattery}"
     count = len(ranking.candidates)
     if count == 1:
         return f"the only candidate that fits ({figure})"

@@ -5,8 +5,8 @@ with weights beyond F16's range is stored in BF16 instead, all of it.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -52,6 +52,8 @@ class ReferenceSource:
     """Main type of a quantized source."""
     licence: str | None
     """SPDX id or name."""
+    types: Mapping[str, str] = field(default_factory=dict)
+    """Tensor → type, of those that are quantized, or once were."""
 
 
 def write_reference(

@@ -73,11 +73,33 @@ def test_importing_twice_gives_the_same_model_and_no_second_copy(
     assert list_models(workspace) == (first,)
 
 
-def test_a_new_name_renames_the_model(workspace: Workspace, tiny: Path) -> None:
-    import_model(str(tiny), workspace, name="first")
-    renamed = import_model(str(tiny), workspace, name="second")
-    assert [record.name for record in list_models(workspace)] == ["second"]
-    assert find_model(workspace, "second") == renamed
+def test_equal_bytes_under_a_new_name_keep_the_old_one_too(
+    workspace: Workspace, tiny: Path
+) -> None:
+    first = import_model(str(tiny), workspace, name="first")
+    second = import_model(str(tiny), workspace, name="second")
+    assert second.id == first.id
+    assert list_models(workspace) == (first, second)
+    assert find_model(workspace, "first") == first
+    assert find_model(workspace, "second") == second
+    # By digest a model has one record, whatever it is called.
+    assert find_model(workspace, first.id) == first
+    assert find_model(workspace, first.id[7:15]) == first
+    assert len(list(BlobStore(workspace.blobs).digests())) == 1
+
+
+def test_a_model_of_two_names_is_imported_again_under_either(
+    workspace: Workspace, tiny: Path, tmp_path: Path
+) -> None:
+    first = import_model(str(tiny), workspace, name="first")
+    second = import_model(str(tiny), workspace, name="second")
+    before = stored_files(workspace)
+    assert import_model(str(tiny), workspace) == first
+    assert import_model(str(tiny), workspace, name="second") == second
+    assert stored_files(workspace) == before
+    other = write_tiny_llama(tmp_path / "other.gguf", seed=1)
+    with pytest.raises(ConflictError, match="'second'"):
+        import_model(str(other), workspace, name="second")
 
 
 def test_two_models_cannot_share_a_given_name(

@@ -33,7 +33,7 @@ from slmops.workshop.machine import load_prior, save_prior
 from slmops.workshop.model_shape import read_shape
 from slmops.workshop.models import import_model, reference_path
 from slmops.workshop.plan import BuildPlan, plan_build
-from slmops.workshop.quantize import quantize_gguf
+from slmops.workshop.quantize import predict_quantized, quantize_gguf
 
 PRIOR = MachinePrior(decode_bytes_per_s=6e9, source="test")
 
@@ -96,9 +96,15 @@ def test_a_type_on_the_references_own_grid_is_marked(
     workspace: Workspace, record: ModelRecord
 ) -> None:
     quantized = replace(record, source_quantization="Q2_K")
-    plan = planned(blueprint(Budget()), workspace, quantized)
+    path = reference_path(workspace, record)
+    types = {
+        tensor.name: tensor.kind
+        for tensor in predict_quantized(read_header(path), "Q2_K").tensors
+    }
+    plan = plan_build(blueprint(Budget()), quantized, path, PRIOR, source_types=types)
     flattered = [c.quantization for c in plan.candidates if c.is_flattered]
-    assert flattered == ["Q2_K"]
+    # The control too: the mix had its type for the embedding, a third of the weights.
+    assert flattered == ["Q8_0", "Q2_K"]
     assert plan.reference_grid == "Q2_K"
 
 

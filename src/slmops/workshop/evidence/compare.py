@@ -135,8 +135,7 @@ def _remarks(
     before: tuple[BuildResult, Candidate], after: tuple[BuildResult, Candidate]
 ) -> tuple[str, ...]:
     lines = [
-        f"{_name(build, candidate)} is flattered: the reference lies on the"
-        f" {candidate.card.reference_grid} grid"
+        f"{_name(build, candidate)} is {candidate.flattery}"
         for build, candidate in (before, after)
         if candidate.on_reference_grid
     ]

@@ -28,8 +28,9 @@ def limitations(build: BuildResult) -> tuple[str, ...]:
 
 def _flattered(build: BuildResult) -> str:
     labels = [c.card.label for c in build.candidates if c.on_reference_grid]
-    named = f"flattered here: {', '.join(labels)}" if labels else "none is of that type"
+    named = f"flattered here: {', '.join(labels)}" if labels else "none here is"
     return (
-        f"The reference was dequantized from {build.model.source_quantization}: fidelity"
-        f" of variants of that type is flattered ({named})."
+        "The reference was dequantized from a quantized file, mainly"
+        f" {build.model.source_quantization}: fidelity of variants whose tensors have that"
+        f" file's types is flattered ({named})."
     )

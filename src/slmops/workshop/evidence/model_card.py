@@ -162,7 +162,7 @@ def _marks(build: BuildResult, row: Candidate) -> list[str]:
     if row.digest == build.control.digest:
         marks.append("control: 8-bit")
     if row.on_reference_grid:
-        marks.append(f"flattered: reference lies on the {row.card.reference_grid} grid")
+        marks.append(row.flattery)
     chosen = [s.device_class for s in build.selection if s.digest == row.digest]
     if chosen:
         marks.append(f"chosen for {_text(', '.join(chosen))}")

@@ -25,7 +25,7 @@ from slmops.workshop.quantize import Matrix, decode_rows, encode_rows
 Importance = npt.NDArray[np.float32] | None
 
 _ON_GRID = 0.4
-_TYPICAL = {
+TYPICAL_ERRORS = {
     "Q2_K": 0.072,
     "IQ2_S": 0.062,
     "Q3_K": 0.021,
@@ -43,7 +43,7 @@ _TYPICAL = {
 }
 """Relative squared error of normally distributed weights, importance of columns equal."""
 
-TYPES = tuple(_TYPICAL)
+TYPES = tuple(TYPICAL_ERRORS)
 """Types this workshop can put into a mix of its own, coarsest first."""
 
 
@@ -68,9 +68,9 @@ def grid_types(found: Sequence[Damage]) -> frozenset[str]:
     normally distributed weights, and compared with those of the other types.
     """
     multiples = {
-        damage.kind: damage.error / _TYPICAL[damage.kind]
+        damage.kind: damage.error / TYPICAL_ERRORS[damage.kind]
         for damage in found
-        if damage.kind in _TYPICAL
+        if damage.kind in TYPICAL_ERRORS
     }
     if not multiples:
         return frozenset()

@@ -206,11 +206,11 @@ def _grid(result: BuildResult) -> str:
         f"Flattered here: {escape(', '.join(flattered))}; marked below. For those, divergence is"
         " from what was imported, not from the model before its first quantization."
         if flattered
-        else "None of the candidates here is of that type."
+        else "None of the candidates here has so many of them."
     )
     return (
-        f"The reference was made from a {source} file and lies on its grid: fidelity of"
-        f" variants of that type looks better than it is. {named}"
+        f"The reference was made from a quantized file, mainly {source}, and lies on its grid:"
+        f" fidelity of variants with that file's types looks better than it is. {named}"
     )
 
 

@@ -172,7 +172,7 @@ def _roles(result: BuildResult, candidate: Candidate) -> tuple[list[str], list[s
         classes.append("control")
         tags.append("control: 8-bit")
     if candidate.on_reference_grid:
-        tags.append(f"flattered: {candidate.card.reference_grid} grid")
+        tags.append(candidate.flattery)
     return classes, tags
 
 

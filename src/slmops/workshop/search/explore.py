@@ -30,6 +30,7 @@ from slmops.workshop.search.analytic import (
     forecast_structures,
 )
 from slmops.workshop.search.structures import Levers, Structure
+from slmops.workshop.source_grid import main_type
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +58,10 @@ def prepare_reference(levers: Levers) -> None:
         id=structure.model,
         name=f"{build.model.name}-prepared",
         bytes=path.stat().st_size,
-        # Training moves weights off the grid they came from.
-        source_quantization=None,
+        # Training moves weights off the grid they came from; others may stay on it.
+        source_quantization=main_type(
+            read_header(path).tensors, build.grid.types_of(path)
+        ),
     )
 
 
