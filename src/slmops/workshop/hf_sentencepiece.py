@@ -140,7 +140,7 @@ def is_byte(token: str) -> bool:
 
 
 def _piece(fields: Mapping[int, int | bytes]) -> Piece:
-    text, score, kind = fields[1], fields.get(2, bytes(4)), fields.get(3, NORMAL)
+    text, score, kind = fields.get(1), fields.get(2, bytes(4)), fields.get(3, NORMAL)
     if not isinstance(text, bytes) or not isinstance(score, bytes):
         raise TypeError
     if not isinstance(kind, int) or not NORMAL <= kind <= BYTE:

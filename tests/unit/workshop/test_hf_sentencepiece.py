@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from slmops.domain.errors import InvalidInputError
@@ -53,6 +53,7 @@ def test_pieces_are_read_as_they_were_written(written: list[Piece]) -> None:
 
 
 @given(st.binary(max_size=200))
+@example(b"\n\x00")  # a piece without a text
 def test_any_other_bytes_are_refused_or_read(raw: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(raw)
