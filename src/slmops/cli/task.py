@@ -56,7 +56,8 @@ def check(
 
     Example: slmops task check intents.jsonl --kind classification --train train.jsonl
     """
-    from slmops.workshop.tasks.examples import refuse_leakage, split_counts
+    from slmops.workshop.tasks.examples import split_counts
+    from slmops.workshop.tasks.leakage import refuse_leakage
     from slmops.workshop.tasks.run_here import check_examples
 
     plan = _plan(file, kind, labels=labels, schema=schema, search_share=search_share)

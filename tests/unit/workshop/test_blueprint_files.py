@@ -100,5 +100,8 @@ def test_text_that_is_scored_must_not_be_learnt(folder: Path) -> None:
     (folder / "scored.txt").write_text(text)
     path = folder / "blueprint.yaml"
     path.write_text(path.read_text() + "evaluation: {text: scored.txt}\n")
-    with pytest.raises(InvalidInputError, match="evaluation"):
+    with pytest.raises(
+        InvalidInputError,
+        match=r"recipe\.structures\[0\]\.steps\[0\]\.distill\.text: .*texts\.txt:1: .*evaluation\.text: .*scored\.txt:1",
+    ):
         load_blueprint(path)

@@ -9,8 +9,8 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from slmops.domain.tasks import (
 )
 from slmops.wire.codec import document_digest
 from slmops.workshop.jsonl import read_lines
+from slmops.workshop.leakage.same_prompt import prompt_form
 from slmops.workshop.tasks.json_answers import AnswerSchema, canonical_json
 from slmops.workshop.text_sources import find_garbage
 
@@ -61,6 +62,15 @@ class TaskExample:
     """Hash of what is asked, blind to case, spacing and Unicode form."""
     split: TaskSplit | None = None
     """Where the line itself wants to be."""
+    form: str = ""
+    """What it shares with prompts that are the same, see `same_prompt`."""
+    group: str = ""
+    """Key of the first example that is the same but for punctuation; empty is its own."""
+
+    @property
+    def asked(self) -> str:
+        """Everything that is said but by a system, as one text."""
+        return "\n".join(turn.content for turn in self.turns if turn.role != "system")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +102,7 @@ def read_examples(
     """
     examples: list[TaskExample] = []
     seen: dict[str, int] = {}
+    same: dict[str, TaskExample] = {}
     for line, tree in read_lines(path):
         where = f"{path}:{line}"
         if len(examples) == MAX_EXAMPLES:
@@ -104,7 +115,7 @@ def read_examples(
                 f"{where}: the prompt occurs twice, first in line {seen[example.key]}"
             )
         seen[example.key] = line
-        examples.append(example)
+        examples.append(_beside(same, example, plan, where))
     labels = plan.labels or tuple(sorted({example.answer for example in examples}))
     if plan.kind is not TaskKind.CLASSIFICATION:
         labels = ()
@@ -113,6 +124,22 @@ def read_examples(
             f"{path}: a classification needs at least two labels, got {', '.join(labels)}"
         )
     return TaskExamples(path=path, examples=tuple(examples), labels=labels)
+
+
+def _beside(
+    same: dict[str, TaskExample], example: TaskExample, plan: TaskPlan, where: str
+) -> TaskExample:
+    """Put an example on the side of those that are the same but for punctuation."""
+    first = same.setdefault(example.form, example)
+    if first is example:
+        return example
+    side = side_of(first, plan.search_share)
+    if example.split not in (None, side):
+        raise InvalidInputError(
+            f"{where}: the prompt is that of line {first.line} but for punctuation, which"
+            f" is in split {side}; the same prompt must be in one split only"
+        )
+    return replace(example, split=first.split, group=first.key)
 
 
 def choose_examples(
@@ -129,7 +156,7 @@ def choose_examples(
     inside = [
         example
         for example in found.examples
-        if split is TaskSplit.ALL or _side(example, plan.search_share) is split
+        if split is TaskSplit.ALL or side_of(example, plan.search_share) is split
     ]
     if not inside:
         raise InvalidInputError(
@@ -145,7 +172,7 @@ def choose_examples(
 
 def split_counts(found: TaskExamples, plan: TaskPlan) -> dict[str, Any]:
     """Return how many examples each split has, and each label."""
-    sides = Counter(_side(each, plan.search_share) for each in found.examples)
+    sides = Counter(side_of(each, plan.search_share) for each in found.examples)
     labels = Counter(each.answer for each in found.examples)
     return {
         "search": sides[TaskSplit.SEARCH],
@@ -189,43 +216,6 @@ def asked_turns(
     return turns
 
 
-def refuse_leakage(found: TaskExamples, training: Path) -> int:
-    """Refuse examples whose prompt is in training data too: learnt by heart is no skill.
-
-    Prompts count as the same when they differ in case, spacing or Unicode form only.
-    Training data is streamed: memory does not grow with it.
-
-    Returns:
-        Lines of training data that were compared.
-
-    Raises:
-        InvalidInputError: naming both lines; or a training line that is neither
-            ``prompt`` nor ``messages``.
-    """
-    held = {example.key: example.line for example in found.examples}
-    compared = 0
-    for line, key in prompt_keys(training):
-        compared += 1
-        if key in held:
-            raise InvalidInputError(
-                f"{found.path}:{held[key]}: the prompt is in the training data too,"
-                f" at {training}:{line}; an example must be in one of them only"
-            )
-    return compared
-
-
-def prompt_keys(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield line number and key of every line's prompt, in any form of training data."""
-    for line, tree in read_lines(path):
-        where = f"{path}:{line}"
-        if "messages" in tree:
-            turns = _turns(tree["messages"], where)
-            asked = turns[:-1] if turns[-1].role == "assistant" else turns
-        else:
-            asked = (Turn(role="user", content=_text(tree, "prompt", where)),)
-        yield line, _key(asked)
-
-
 def _example(
     tree: Mapping[str, Any],
     plan: TaskPlan,
@@ -246,6 +236,7 @@ def _example(
         answer=_right_answer(answer, plan, schema, where),
         key=_key(turns),
         split=_own_split(tree, where),
+        form=prompt_form(turn.content for turn in turns if turn.role != "system"),
     )
 
 
@@ -257,7 +248,7 @@ def _asked_and_answer(
             raise InvalidInputError(
                 f'{where}: "messages" hold prompt and answer, got another beside them'
             )
-        turns = _turns(tree["messages"], where)
+        turns = turns_of(tree["messages"], where)
         if turns[-1].role != "assistant":
             raise InvalidInputError(
                 f"{where}: messages must end with the assistant's answer,"
@@ -272,11 +263,16 @@ def _asked_and_answer(
         raise InvalidInputError(
             f"{where}: must be {_FORM}, got keys {', '.join(sorted(tree)) or 'none'}"
         )
-    prompt = Turn(role="user", content=_text(tree, "prompt", where))
+    prompt = Turn(role="user", content=text_of(tree, "prompt", where))
     return (prompt,), tree[given[0]]
 
 
-def _turns(messages: object, where: str) -> tuple[Turn, ...]:
+def turns_of(messages: object, where: str) -> tuple[Turn, ...]:
+    """Return a chat's turns.
+
+    Raises:
+        InvalidInputError: it is none; names `where`.
+    """
     if not isinstance(messages, list) or not messages:
         raise InvalidInputError(f"{where}: messages must be a list with turns")
     turns = []
@@ -286,11 +282,16 @@ def _turns(messages: object, where: str) -> tuple[Turn, ...]:
             raise InvalidInputError(
                 f"{place}: must have a role of {', '.join(_ROLES)} and a content"
             )
-        turns.append(Turn(role=turn["role"], content=_text(turn, "content", place)))
+        turns.append(Turn(role=turn["role"], content=text_of(turn, "content", place)))
     return tuple(turns)
 
 
-def _text(tree: Mapping[str, Any], key: str, where: str) -> str:
+def text_of(tree: Mapping[str, Any], key: str, where: str) -> str:
+    """Return readable text under a key.
+
+    Raises:
+        InvalidInputError: there is none; names `where`.
+    """
     value = tree.get(key)
     if not isinstance(value, str) or not value.strip():
         came = "nothing" if key not in tree else repr(value)[:60]
@@ -341,10 +342,11 @@ def _own_split(tree: Mapping[str, Any], where: str) -> TaskSplit | None:
     return TaskSplit(value)
 
 
-def _side(example: TaskExample, search_share: float) -> TaskSplit:
+def side_of(example: TaskExample, search_share: float) -> TaskSplit:
+    """Return the split an example is in."""
     if example.split is not None:
         return example.split
-    place = int(example.key[:16], 16) / 2**64
+    place = int((example.group or example.key)[:16], 16) / 2**64
     return TaskSplit.SEARCH if place < search_share else TaskSplit.TEST
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from slmops.domain.errors import InvalidInputError
 from slmops.workshop.jsonl import read_lines
+from slmops.workshop.leakage.same_prompt import prompt_form
 from slmops.workshop.text_sources import find_garbage
 
 MAX_EXAMPLES = 1_000_000
@@ -53,6 +54,11 @@ class Example:
     def prompt(self) -> tuple[Message, ...]:
         """All turns before the last answer."""
         return self.messages[:-1]
+
+    @property
+    def line(self) -> int:
+        """Line in the file, from 1."""
+        return int(self.where.rpartition(":")[2])
 
     @property
     def answer(self) -> str:
@@ -93,15 +99,21 @@ def is_readable(text: str) -> bool:
 def refuse_leakage(training: Iterable[Example], held_out: Iterable[Example]) -> None:
     """Refuse splits that share a prompt: what was learnt by heart would count as skill.
 
-    Prompts are the same when they differ in case, spacing or Unicode form only.
+    Prompts are the same as `same_prompt` says. Of a training chat with several answers
+    every beginning that ends in a question counts.
 
     Raises:
         InvalidInputError: naming both lines.
     """
-    known = {prompt_key(example): example.where for example in held_out}
+    known = {_form(example.prompt): example.where for example in held_out}
     for example in training:
-        other = known.get(prompt_key(example))
-        if other is not None:
+        asked = [
+            example.messages[: index + 1]
+            for index, message in enumerate(example.messages)
+            if message.role == "user"
+        ]
+        others = [known[form] for form in map(_form, asked) if form in known]
+        for other in others[:1]:
             raise InvalidInputError(
                 f"{example.where}: the prompt is in the held-out examples too, at"
                 f" {other}; a prompt must be in one split only"
@@ -127,8 +139,14 @@ def split_examples(
         InvalidInputError: fewer than two prompts.
     """
     groups: dict[bytes, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(prompt_key(example), []).append(example)
+    # The first of those that are the same stands for all: it says where they go.
+    first: dict[str, bytes] = {}
+    keys = [
+        first.setdefault(_form(example.prompt), prompt_key(example))
+        for example in examples
+    ]
+    for key, example in zip(keys, examples, strict=True):
+        groups.setdefault(key, []).append(example)
     if len(groups) < 2:  # noqa: PLR2004 - one for each side
         raise InvalidInputError(
             f"{_file_of(examples)}: holding examples out needs at least 2 different"
@@ -144,9 +162,13 @@ def split_examples(
         held.add(key)
         taken += len(groups[key])
     sides: tuple[list[Example], list[Example]] = ([], [])
-    for example in examples:
-        sides[prompt_key(example) in held].append(example)
+    for key, example in zip(keys, examples, strict=True):
+        sides[key in held].append(example)
     return tuple(sides[0]), tuple(sides[1])
+
+
+def _form(messages: Iterable[Message]) -> str:
+    return prompt_form(each.content for each in messages if each.role != "system")
 
 
 def prompt_key(example: Example) -> bytes:

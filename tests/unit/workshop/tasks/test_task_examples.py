@@ -13,7 +13,6 @@ from slmops.workshop.tasks.examples import (
     choose_examples,
     examples_digest,
     read_examples,
-    refuse_leakage,
 )
 from slmops.workshop.tasks.json_answers import read_schema
 
@@ -177,23 +176,28 @@ def test_the_digest_follows_everything_that_is_asked(tmp_path: Path) -> None:
     assert base != examples_digest(found.examples, found.labels, plan(system="s"))
 
 
-def test_a_prompt_in_the_training_data_is_leakage_with_both_lines(
-    tmp_path: Path,
+def test_what_differs_in_punctuation_only_stays_on_one_side(tmp_path: Path) -> None:
+    lines = [{"prompt": f"is it {at}", "answer": "ab"[at % 2]} for at in range(50)]
+    again = [{"prompt": f"\u201cIs it {at}?\u201d", "answer": "a"} for at in range(50)]
+    found = read_examples(written(tmp_path, *lines, *again), plan())
+    sides = [
+        {each.line for each in choose_examples(found, plan(), split)}
+        for split in (TaskSplit.SEARCH, TaskSplit.TEST)
+    ]
+    assert all(sides)
+    for side in sides:
+        assert {line + 50 for line in side if line <= 50} <= side
+
+
+@pytest.mark.parametrize("first", [{"split": "test"}, {}])
+def test_the_same_prompt_in_two_splits_is_refused_with_both_lines(
+    tmp_path: Path, first: dict[str, str]
 ) -> None:
-    found = many(tmp_path)
-    chat = {
-        "messages": [
-            {"role": "system", "content": "be short"},
-            {"role": "user", "content": " P7\n"},
-            {"role": "assistant", "content": "no"},
-        ]
-    }
-    fine = {"prompt": "other", "completion": "x"}
-    clean = written(tmp_path, fine, name="clean.jsonl")
-    assert refuse_leakage(found, clean) == 1
-    for line in (chat, {"prompt": "p7", "completion": "y"}):
-        train = written(tmp_path, fine, line, name="train.jsonl")
-        with pytest.raises(
-            InvalidInputError, match=r"data\.jsonl:8: .*train\.jsonl:2;"
-        ):
-            refuse_leakage(found, train)
+    lines = [
+        {"prompt": "other", "answer": "a"},
+        {"prompt": "where is it", "answer": "a", **first},
+        {"prompt": "Where is it?", "answer": "b", "split": "search"},
+    ]
+    path = written(tmp_path, *lines)
+    with pytest.raises(InvalidInputError, match=r"data\.jsonl:3: .* of line 2 "):
+        read_examples(path, plan(search_share=0.0))

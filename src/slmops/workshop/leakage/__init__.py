@@ -1,0 +1,1 @@
+"""Whether what is learnt from was kept apart from what is measured on."""
