@@ -216,11 +216,11 @@ def _device_class(release: Release, variant: Variant, named: str) -> DeviceClass
 
 
 def _expected_peak_mib(variant: Variant, device_class: DeviceClass) -> float:
-    """Return what the card measured for these knobs; the most it measured otherwise."""
+    """Return the upper bound of the peak for these knobs; the highest of all otherwise."""
     fitting = variant.card.speed_for(device_class)
     if fitting is not None:
-        return fitting.peak_rss_mib
-    measured = [speed.peak_rss_mib for speed in variant.card.speed]
+        return fitting.most_peak_mib
+    measured = [speed.most_peak_mib for speed in variant.card.speed]
     return max(measured, default=variant.bytes / _MIB)
 
 

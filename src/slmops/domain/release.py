@@ -8,6 +8,7 @@ from slmops.domain.device import DeviceClass
 from slmops.domain.errors import InvalidInputError, NotFoundError
 from slmops.domain.estimate import Estimate as Estimate  # as most import it
 from slmops.domain.ids import Digest, check_name
+from slmops.domain.memory import PeakMemory
 from slmops.domain.recipe import BASE, Rounding
 from slmops.domain.runtime_settings import UNCHANGED, RuntimeSettings
 from slmops.domain.tasks import TaskResult
@@ -111,11 +112,19 @@ class Speed:
     extrapolated_mib: float = 0.0
     """Part of `peak_rss_mib` and `rss_anon_mib` that was not measured: what the context
     beyond `filled_tokens` would add."""
+    peak_memory: PeakMemory | None = None
+    """How far `peak_rss_mib` is known; None on cards of builds that ran one process."""
 
     @property
     def measured_peak_mib(self) -> float:
         """Part of the peak that was measured, with `filled_tokens` in the context."""
         return self.peak_rss_mib - self.extrapolated_mib
+
+    @property
+    def most_peak_mib(self) -> float:
+        """Upper bound of the peak with the context full; the peak where none is known."""
+        known = self.peak_memory
+        return self.peak_rss_mib if known is None else known.full.high
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ Every limit is compared with the pessimistic bound of the measured figure, and s
 far off it is, so that the nearest miss can be named.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from slmops.domain.blueprint import QualityFloor
@@ -115,7 +116,7 @@ def _budget_excesses(card: Card, device_class: DeviceClass) -> list[Excess]:
             found.append(Excess(ratio=1e9, text="its speed was not measured"))
     else:
         found += [
-            _over(_peak_named(speed), speed.peak_rss_mib, budget.memory_mib, "MiB"),
+            _over(_peak_named(speed), speed.most_peak_mib, budget.memory_mib, "MiB"),
             _over(
                 f"time to first token ({tail_name(speed.runs)})",
                 speed.first_token_tail_ms,
@@ -142,12 +143,22 @@ def tail_name(runs: int) -> str:
 
 
 def _peak_named(speed: Speed) -> str:
-    if not speed.extrapolated_mib:
-        return "peak memory"
-    return (
-        f"peak memory (measured to {speed.measured_peak_mib:.1f} MiB at"
-        f" {speed.filled_tokens} tokens, extrapolated to {speed.context_tokens})"
-    )
+    """Name the upper bound of the peak, and what it is the bound of."""
+    notes = []
+    if speed.extrapolated_mib:
+        notes.append(
+            f"measured to {speed.measured_peak_mib:.1f} MiB at {speed.filled_tokens}"
+            f" tokens, extrapolated to {speed.context_tokens}"
+        )
+    known = speed.peak_memory
+    if known is None:
+        return f"peak memory{_in_brackets(notes)}"
+    notes.insert(0, f"{known.full.value:.1f} over {known.processes} processes")
+    return f"upper bound of peak memory{_in_brackets(notes)}"
+
+
+def _in_brackets(notes: Sequence[str]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 def _needs_speed(budget: Budget) -> bool:

@@ -8,7 +8,8 @@ allows is cut into several.
 
 Times are taken once per number of threads, with the largest context asked for: llama.cpp
 computes the same for the same prompt, whatever room was set aside behind it. Memory is
-not the same, and is measured with each context (`memory`), several workers at a time.
+not the same, and is measured with each context (`memory`), several workers at a time. Of
+the processes whose peaks give its bounds, the one that was timed is the first.
 """
 
 import os
@@ -35,9 +36,12 @@ from slmops.workshop.build_context import BuildContext
 from slmops.workshop.memory import (
     ContextGrowth,
     MemoryFigures,
+    PeakSpread,
+    figures_of,
     measure_growth,
     measure_memory,
     with_full_context,
+    with_memory,
 )
 from slmops.workshop.speed_setting import (
     ANSWER_TOKENS,
@@ -85,7 +89,12 @@ def measure_speeds(
             _Waiting.begin(pool, setting, timed[setting.threads], artefacts)
             for setting in settings
         ]
-        rows = [each.speeds() for each in waiting]
+        spreads = {
+            (each.setting.threads, digest): spread
+            for each in waiting
+            for digest, spread in each.spreads().items()
+        }
+        rows = [each.speeds(spreads) for each in waiting]
     return {a.digest: tuple(row[a.digest] for row in rows) for a in artefacts}
 
 
@@ -139,10 +148,11 @@ def _timed(setting: SpeedSetting, artefacts: Sequence[Artefact]) -> dict[Digest,
 class _Waiting:
     """Memory of all artefacts at one setting, being measured."""
 
+    setting: SpeedSetting
     timed: Mapping[Digest, Speed]
-    context_tokens: int
     growth: Future[ContextGrowth]
-    memory: Mapping[Digest, Future[MemoryFigures]]
+    filled: Digest
+    memory: Mapping[Digest, Future[tuple[MemoryFigures, ...]]]
 
     @classmethod
     def begin(
@@ -152,47 +162,72 @@ class _Waiting:
         timed: Mapping[Digest, Speed],
         artefacts: Sequence[Artefact],
     ) -> "_Waiting":
-        others = [
-            artefact
-            for artefact in artefacts
-            if timed[artefact.digest].context_tokens != setting.context_tokens
-        ]
-        setting.build.board.expect(len(others) + 1)
+        setting.build.board.expect(len(artefacts) + 1)
+        contexts = {speed.context_tokens for speed in timed.values()}
+        is_timed = setting.context_tokens in contexts
+        more = setting.build.blueprint.evaluation.memory_runs - 1 if is_timed else 1
+        filled = _filled(artefacts)
         return cls(
+            setting=setting,
             timed=timed,
-            context_tokens=setting.context_tokens,
             # First: it takes longest.
-            growth=pool.submit(measure_growth, setting, _filled(artefacts)),
-            memory={a.digest: pool.submit(measure_memory, setting, a) for a in others},
+            growth=pool.submit(measure_growth, setting, filled),
+            filled=filled.digest,
+            memory={
+                a.digest: pool.submit(measure_memory, setting, a, processes=more)
+                for a in artefacts
+            },
         )
 
-    def speeds(self) -> dict[Digest, Speed]:
-        at_context = dict(self.timed) | {
-            digest: _at_context(self.timed[digest], self.context_tokens, found.result())
-            for digest, found in self.memory.items()
-        }
-        growth = self.growth.result()
+    def spreads(self) -> dict[Digest, PeakSpread]:
+        """Return each artefact's spread of peaks, where several processes ran."""
         return {
-            digest: with_full_context(speed, growth)
-            for digest, speed in at_context.items()
+            digest: PeakSpread.of(self._own(digest))
+            for digest, speed in self.timed.items()
+            if self._is_timed(speed)
         }
+
+    def speeds(
+        self, spreads: Mapping[tuple[int, Digest], PeakSpread]
+    ) -> dict[Digest, Speed]:
+        growth = self.growth.result()
+        found = {}
+        for digest, speed in self.timed.items():
+            spread = spreads[self.setting.threads, digest]
+            here = with_memory(self._here(speed), self._own(digest), spread)
+            is_own = digest == self.filled
+            found[digest] = with_full_context(here, growth, is_own=is_own)
+        return found
+
+    def _own(self, digest: Digest) -> tuple[MemoryFigures, ...]:
+        """Return the memory of every process that ran at this setting."""
+        found, speed = self.memory[digest].result(), self.timed[digest]
+        if not self._is_timed(speed):
+            return found
+        first = MemoryFigures(
+            peak_rss_mib=speed.peak_rss_mib,
+            rss_anon_mib=speed.rss_anon_mib,
+            rss_file_mib=speed.rss_file_mib,
+        )
+        return (first, *found)
+
+    def _is_timed(self, speed: Speed) -> bool:
+        return speed.context_tokens == self.setting.context_tokens
+
+    def _here(self, speed: Speed) -> Speed:
+        if self._is_timed(speed):
+            return speed
+        return replace(
+            speed,
+            context_tokens=self.setting.context_tokens,
+            timed_context_tokens=speed.context_tokens,
+        )
 
 
 def _filled(artefacts: Sequence[Artefact]) -> Artefact:
     """Return the one whose context is filled: the control, which every build has."""
     controls = [a for a in artefacts if a.label == CONTROL_QUANTIZATION]
     return [*controls, *artefacts][0]
-
-
-def _at_context(speed: Speed, context_tokens: int, memory: MemoryFigures) -> Speed:
-    return replace(
-        speed,
-        context_tokens=context_tokens,
-        timed_context_tokens=speed.context_tokens,
-        peak_rss_mib=memory.peak_rss_mib,
-        rss_anon_mib=memory.rss_anon_mib,
-        rss_file_mib=memory.rss_file_mib,
-    )
 
 
 def _time(setting: SpeedSetting, group: Sequence[Artefact]) -> tuple[Speed, ...]:
@@ -247,7 +282,7 @@ def time_in_rounds(
 
 
 def _speed(setting: SpeedSetting, worker: Worker, runs: Sequence[SpeedRun]) -> Speed:
-    memory = worker.memory()
+    memory = figures_of(worker)
     first = [run.first_token_ms for run in runs]
     decode = [run.decode_tokens_per_s for run in runs]
     return Speed(
@@ -261,8 +296,8 @@ def _speed(setting: SpeedSetting, worker: Worker, runs: Sequence[SpeedRun]) -> S
         decode_median=bounded_median(decode),
         load_ms=worker.load_ms,
         peak_rss_mib=memory.peak_rss_mib,
-        rss_anon_mib=memory.anon_mib,
-        rss_file_mib=memory.file_mib,
+        rss_anon_mib=memory.rss_anon_mib,
+        rss_file_mib=memory.rss_file_mib,
         machine=machine_fingerprint(setting.build.runtime),
         runs=len(runs),
     )

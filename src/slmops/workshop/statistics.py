@@ -160,6 +160,46 @@ def bounded_median(values: Sequence[float]) -> Estimate:
     )
 
 
+def deviation_of(values: Sequence[float]) -> float:
+    """Return the sample standard deviation of two values or more.
+
+    >>> deviation_of([1.0, 3.0])
+    1.4142135623730951
+    """
+    if len(values) < 2:  # noqa: PLR2004 - one value has no spread
+        raise InvalidInputError(
+            f"a deviation needs at least two values, got {len(values)}"
+        )
+    return float(np.std(np.asarray(values, np.float64), ddof=1))
+
+
+def prediction_reach(deviation: float, *, of: int, mean_of: int) -> float:
+    """Return half the width of a 95 % prediction interval for one more observation.
+
+    ``t(0.975, of - 1) · deviation · sqrt(1 + 1 / mean_of)`` for normal observations: a
+    bound for the next one, not for the mean (Hahn & Meeker, Statistical Intervals, 1991,
+    §4.7). With `mean_of` less than `of`, the deviation is borrowed from others that are
+    taken to vary alike.
+
+    Args:
+        deviation: of observations, >= 0.
+        of: how many it is from, >= 2.
+        mean_of: how many the centre of the interval is the mean of, >= 1.
+
+    >>> round(prediction_reach(1.0, of=3, mean_of=3), 2)
+    4.97
+    """
+    from scipy.special import stdtrit
+
+    if of < 2 or mean_of < 1:  # noqa: PLR2004 - one value has no spread
+        raise InvalidInputError(
+            f"a prediction needs a deviation of 2 values and a mean of 1, got {of}"
+            f" and {mean_of}"
+        )
+    quantile = float(stdtrit(of - 1, 1 - _MISSED / 2))
+    return quantile * deviation * math.sqrt(1 + 1 / mean_of)
+
+
 def _check(values: Values, blocks: Blocks) -> None:
     if values.shape != (blocks.positions,) or not np.isfinite(values).all():
         raise InvalidInputError(

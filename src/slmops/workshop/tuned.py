@@ -12,7 +12,7 @@ from slmops.domain.device import DeviceClass
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import Digest
 from slmops.domain.recipe import RuntimePlan
-from slmops.domain.release import Card
+from slmops.domain.release import Card, Speed
 from slmops.domain.runtime_settings import UNCHANGED, RuntimeSettings
 from slmops.workshop.artefacts import Artefact, Making
 from slmops.workshop.build_context import BuildContext
@@ -20,7 +20,14 @@ from slmops.workshop.build_result import Candidate, ClassSelection, SettingResul
 from slmops.workshop.evaluate import Scoring, score_reference
 from slmops.workshop.feasibility import SelectionRules
 from slmops.workshop.gguf_file import read_header
-from slmops.workshop.memory import measure_growth, with_full_context
+from slmops.workshop.memory import (
+    ContextGrowth,
+    MemoryFigures,
+    PeakSpread,
+    measure_growth,
+    with_full_context,
+    with_memory,
+)
 from slmops.workshop.model_shape import read_shape
 from slmops.workshop.models import reference_path
 from slmops.workshop.scored import Scored, scoring_of
@@ -167,6 +174,16 @@ class _Chosen:
         """Return threads and contexts of its classes, each once."""
         return tuple(dict.fromkeys((c.threads, c.context_tokens) for c in self.classes))
 
+    def spread(self, place: SpeedSetting) -> PeakSpread | None:
+        """Return how peaks of the variant's processes differ, at the defaults."""
+        for speed in self.candidate.card.speed:
+            known = speed.peak_memory
+            if known is not None and speed.threads == place.threads:
+                return PeakSpread(
+                    processes=known.processes, deviation_mib=known.deviation_mib
+                )
+        return None
+
     def tasks(self, plan: RuntimePlan) -> int:
         """Return how many steps measuring it takes."""
         settings = self.settings(plan)
@@ -220,7 +237,7 @@ def _measure(
             build=build, threads=threads, context_tokens=context_tokens
         )
         trials = try_settings(place, scoring, reference, chosen.artefact, settings)
-        rows.append(_with_memory(place, chosen.artefact, trials))
+        rows.append(_with_memory(place, chosen, trials))
     return [
         TriedSetting(
             settings=each,
@@ -232,17 +249,30 @@ def _measure(
 
 
 def _with_memory(
-    place: SpeedSetting, artefact: Artefact, trials: Sequence[SettingTrial]
+    place: SpeedSetting, chosen: _Chosen, trials: Sequence[SettingTrial]
 ) -> tuple[SettingTrial, ...]:
     """Add what a full context takes at each setting, measured on the variant itself."""
+    spread = chosen.spread(place)
     with place.build.pool() as pool:
         growths = [
             pool.submit(
-                measure_growth, replace(place, settings=trial.settings), artefact
+                measure_growth, replace(place, settings=trial.settings), chosen.artefact
             )
             for trial in trials
         ]
         return tuple(
-            replace(trial, speed=with_full_context(trial.speed, growth.result()))
+            replace(trial, speed=_full(trial.speed, growth.result(), spread))
             for trial, growth in zip(trials, growths, strict=True)
         )
+
+
+def _full(speed: Speed, growth: ContextGrowth, spread: PeakSpread | None) -> Speed:
+    """Return a speed whose one process's memory has the variant's own bounds."""
+    if spread is not None:
+        own = MemoryFigures(
+            peak_rss_mib=speed.peak_rss_mib,
+            rss_anon_mib=speed.rss_anon_mib,
+            rss_file_mib=speed.rss_file_mib,
+        )
+        speed = with_memory(speed, [own], spread)
+    return with_full_context(speed, growth, is_own=True)

@@ -6,7 +6,8 @@ objective than the same variant at the defaults, measured beside it. What cannot
 from the defaults changes nothing.
 
 - *Speed*: surely faster, as `ranking` has it.
-- *Size*: a peak of memory lower by more than `LEAST_SAVING`.
+- *Size*: a peak of memory surely lower, by more than `LEAST_SAVING`: its upper bound
+  against the other's lower one.
 - *Quality*: surely faster, with a KL divergence higher by `EPSILON` of it at most.
 """
 
@@ -121,7 +122,8 @@ def _not_better(base: Card, other: Card, device_class: DeviceClass) -> list[str]
     if mine is None or theirs is None:
         return ["its speed was not measured"]
     if device_class.objective is Objective.SIZE:
-        saves = mine.peak_rss_mib < (1 - LEAST_SAVING) * theirs.peak_rss_mib
+        least = (1 - LEAST_SAVING) * _least_peak(theirs)
+        saves = mine.most_peak_mib < least
         return [] if saves else [f"saves no memory: {_memory(mine, theirs)}"]
     found = []
     if _decode(mine).low <= _decode(theirs).high:
@@ -154,7 +156,7 @@ def _cost(tried: TriedSetting, device_class: DeviceClass) -> float:
     wanted = (device_class.threads, device_class.context_tokens)
     speed = next(s for s in tried.speed if (s.threads, s.context_tokens) == wanted)
     if device_class.objective is Objective.SIZE:
-        return speed.peak_rss_mib
+        return speed.most_peak_mib
     return -_decode(speed).value
 
 
@@ -162,8 +164,21 @@ def _decode(speed: Speed) -> Estimate:
     return speed.decode_median or speed.decode_tokens_per_s
 
 
+def _least_peak(speed: Speed) -> float:
+    known = speed.peak_memory
+    return speed.peak_rss_mib if known is None else known.full.low
+
+
 def _memory(mine: Speed, theirs: Speed) -> str:
-    return f"peak {mine.peak_rss_mib:.1f} MiB against {theirs.peak_rss_mib:.1f}"
+    return f"peak {_peak(mine)} MiB against {_peak(theirs)}"
+
+
+def _peak(speed: Speed) -> str:
+    known = speed.peak_memory
+    if known is None:
+        return f"{speed.peak_rss_mib:.1f}"
+    bounds = known.full
+    return f"{bounds.value:.1f} ({bounds.low:.1f} to {bounds.high:.1f})"
 
 
 def _speeds(mine: Speed, theirs: Speed) -> str:

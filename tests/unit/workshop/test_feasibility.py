@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from slmops.domain.blueprint import QualityFloor
 from slmops.domain.device import Budget, DeviceClass
+from slmops.domain.memory import PeakMemory
 from slmops.domain.release import Estimate
 from slmops.runtimes.speed import LEAST_RUNS_FOR_P95, slow_tail
 from slmops.testing.sample_build import SampleFigures, sample_candidate
@@ -135,6 +136,33 @@ def test_what_misses_a_budget_says_what_of_it_was_not_measured() -> None:
     assert reasons(found, Budget(memory_mib=280)) == (
         "peak memory (measured to 260.0 MiB at 900 tokens, extrapolated to 1024)"
         " 300.0 MiB is above the budget 280"
+    )
+
+
+def bounded(found: Candidate, high: float) -> Candidate:
+    speed = found.card.speed[0]
+    peak = speed.peak_rss_mib
+    bounds = Estimate(value=peak, low=peak - 1, high=high)
+    known = PeakMemory(measured=bounds, full=bounds, processes=3, deviation_mib=0.2)
+    speed = replace(speed, peak_memory=known)
+    return replace(found, card=replace(found.card, speed=(speed,)))
+
+
+@given(st.floats(0, 100), st.floats(0, 100))
+def test_the_upper_bound_of_the_peak_must_meet_the_budget(
+    above: float, spare: float
+) -> None:
+    peak = candidate().card.speed[0].peak_rss_mib
+    found = bounded(candidate(), peak + above)
+    fits = reasons(found, Budget(memory_mib=peak + spare)) == ""
+    assert fits == (peak + above <= peak + spare)
+
+
+def test_a_peak_within_the_budget_by_chance_is_refused_with_its_bounds() -> None:
+    found = bounded(candidate(), 224.0)
+    assert reasons(found, Budget(memory_mib=222)) == (
+        "upper bound of peak memory (220.0 over 3 processes) 224.0 MiB is above the"
+        " budget 222"
     )
 
 

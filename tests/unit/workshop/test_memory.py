@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmops.domain.release import Speed
+from slmops.domain.release import Estimate, Speed
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
 from slmops.runtimes.address import open_client
@@ -21,10 +21,15 @@ from slmops.workshop import memory
 from slmops.workshop.artefacts import Artefact, Making
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.memory import (
+    CARRIED_MIB,
+    READING_MIB,
     ContextGrowth,
+    MemoryFigures,
+    PeakSpread,
     measure_growth,
     measure_memory,
     with_full_context,
+    with_memory,
 )
 from slmops.workshop.quantize import QuantizedFile
 from slmops.workshop.speed_setting import SpeedSetting
@@ -54,6 +59,49 @@ def test_a_full_context_never_takes_less_and_the_rest_is_a_line(
     assert found.filled_tokens == filled
     assert found.extrapolated_mib == max(context - filled, 0) * per_token
     assert found.measured_peak_mib == pytest.approx(before.peak_rss_mib + growth)
+
+
+def figures(peak: float) -> MemoryFigures:
+    return MemoryFigures(peak_rss_mib=peak, rss_anon_mib=peak / 2, rss_file_mib=1.0)
+
+
+def width(estimate: Estimate) -> float:
+    return estimate.high - estimate.low
+
+
+PEAKS = st.lists(st.floats(1, 1e4), min_size=2, max_size=6)
+
+
+@given(PEAKS)
+def test_bounds_of_a_peak_enclose_it_and_equal_processes_leave_no_doubt(
+    peaks: list[float],
+) -> None:
+    own = [figures(peak) for peak in peaks]
+    spread = PeakSpread.of(own)
+    several = with_memory(sample_speed(512), own, spread)
+    one = with_memory(sample_speed(512), own[:1], spread)
+    for speed in (several, one):
+        known = speed.peak_memory
+        assert known is not None
+        assert known.full.low <= speed.peak_rss_mib <= known.full.high
+    assert several.peak_memory is not None
+    if len(set(peaks)) == 1:
+        assert several.most_peak_mib == several.peak_rss_mib == peaks[0]
+
+
+@given(PEAKS, st.floats(0, 500), st.integers(64, 8192))
+def test_what_another_variant_filled_is_known_less_well_than_what_it_filled_itself(
+    peaks: list[float], growth: float, context: int
+) -> None:
+    own = [figures(peak) for peak in peaks]
+    before = with_memory(sample_speed(context), own, PeakSpread.of(own))
+    grown = ContextGrowth(filled_tokens=2048, growth_mib=growth, per_token_mib=0.01)
+    itself = with_full_context(before, grown, is_own=True)
+    carried = with_full_context(before, grown)
+    assert itself.peak_rss_mib == carried.peak_rss_mib
+    off = CARRIED_MIB - READING_MIB
+    assert carried.most_peak_mib == pytest.approx(itself.most_peak_mib + off)
+    assert carried.most_peak_mib >= carried.peak_rss_mib + CARRIED_MIB
 
 
 @pytest.fixture
@@ -101,18 +149,24 @@ def test_measured_and_extrapolated_memory_is_that_of_a_really_full_context(
 ) -> None:
     setting = SpeedSetting(build=build, threads=1, context_tokens=3072)
     true = peak_of_a_full_context(build, tiny, 3072)
-    own = measure_memory(setting, tiny)
-    speed = replace(sample_speed(3072), peak_rss_mib=own.peak_rss_mib)
+    three = measure_memory(setting, tiny, processes=3)
+    speed = with_memory(sample_speed(3072), three, PeakSpread.of(three))
     monkeypatch.setattr(memory, "FILL_TOKENS", 4096)
     measured = with_full_context(speed, measure_growth(setting, tiny))
     build.workspace.steps.rename(build.workspace.root / "other steps")
     build.runner.records.clear()
     monkeypatch.setattr(memory, "FILL_TOKENS", 1536)
     extrapolated = with_full_context(speed, measure_growth(setting, tiny))
-    assert own.peak_rss_mib + 20 < true
+    assert speed.most_peak_mib + 20 < true
     assert measured.filled_tokens is not None
     assert 0.9 * 3072 < measured.filled_tokens < 3072
     assert measured.peak_rss_mib == pytest.approx(true, rel=0.04)
     assert extrapolated.filled_tokens is not None
     assert extrapolated.filled_tokens < 1536
     assert extrapolated.peak_rss_mib == pytest.approx(true, rel=0.06)
+    known = extrapolated.peak_memory
+    assert known is not None
+    assert known.full.value == pytest.approx(extrapolated.peak_rss_mib)
+    assert known.measured.value == pytest.approx(extrapolated.measured_peak_mib)
+    # What was not measured makes the bounds wider, never narrower.
+    assert width(known.full) > width(known.measured)

@@ -1,6 +1,7 @@
 """Speed steps on real worker processes: interleaved, cached, one row per setting."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from slmops.domain.device import DeviceClass
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import Digest
+from slmops.domain.release import Estimate
 from slmops.workshop.artefacts import Artefact, Making
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.quantize import QuantizedFile
@@ -30,6 +32,10 @@ def echo_class(
     return DeviceClass(
         name=name, runtime="echo", threads=threads, context_tokens=context_tokens
     )
+
+
+def width(estimate: Estimate) -> float:
+    return estimate.high - estimate.low
 
 
 def artefact_of(size: int) -> Artefact:
@@ -63,7 +69,43 @@ def test_each_distinct_setting_is_measured_times_once_per_thread_count(
     assert other.first_token_tail_ms == timed.first_token_tail_ms
     assert timed.first_token_tail_ms == timed.first_token_ms.high
     kinds = sorted(timing.kind for timing in build.runner.timings)
-    assert kinds == ["context memory"] * 3 + ["memory", "speed", "speed"]
+    assert kinds == ["context memory"] * 3 + ["memory"] * 3 + ["speed"] * 2
+
+
+def test_peak_memory_has_bounds_for_one_more_process_at_every_context(
+    make_build: Make, echo_artefact: Echo
+) -> None:
+    build = make_build(echo_class("a"), echo_class("b", context_tokens=1024))
+    artefact = echo_artefact(delay_ms=1)
+    timed, other = measure_speeds(build, [artefact])[artefact.digest]
+    for speed in (timed, other):
+        known = speed.peak_memory
+        assert known is not None
+        assert known.processes == build.blueprint.evaluation.memory_runs == 3
+        assert known.full.value == pytest.approx(speed.peak_rss_mib)
+        assert known.measured.low < known.measured.value < known.measured.high
+        assert speed.most_peak_mib == known.full.high
+        # Python processes that do the same differ by pages, not by megabytes.
+        assert 0 < known.deviation_mib < 4
+    # One process ran at the other context: it borrows the deviation, and is less sure.
+    ours, borrowed = timed.peak_memory, other.peak_memory
+    assert ours is not None
+    assert borrowed is not None
+    assert borrowed.deviation_mib == ours.deviation_mib
+    assert other.timed_context_tokens == timed.context_tokens
+    assert width(borrowed.measured) > width(ours.measured)
+
+
+def test_more_processes_are_measured_when_asked_for(
+    make_build: Make, echo_artefact: Echo
+) -> None:
+    build = make_build()
+    plan = replace(build.blueprint.evaluation, memory_runs=5)
+    build.blueprint = replace(build.blueprint, evaluation=plan)
+    artefact = echo_artefact()
+    (speed,) = measure_speeds(build, [artefact])[artefact.digest]
+    assert speed.peak_memory is not None
+    assert speed.peak_memory.processes == 5
 
 
 def test_a_slower_model_is_slower_and_a_larger_one_larger(
@@ -90,9 +132,13 @@ def test_more_runs_and_other_company_are_measured_anew(
 ) -> None:
     one, two = echo_artefact(), echo_artefact(delay_ms=1)
     measure_speeds(make_build(), [one])
-    for build, group in ((make_build(runs=4), [one]), (make_build(), [one, two])):
+    for build, group, memory in (
+        (make_build(runs=4), [one], []),
+        (make_build(), [one, two], ["memory"]),
+    ):
         measure_speeds(build, group)
-        assert [t.kind for t in build.runner.timings if not t.reused] == ["speed"]
+        anew = [t.kind for t in build.runner.timings if not t.reused]
+        assert anew == ["speed", *memory]
 
 
 def test_a_candidate_that_does_not_load_is_named(

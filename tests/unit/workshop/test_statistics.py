@@ -13,10 +13,12 @@ from slmops.workshop.statistics import (
     BLOCK_POSITIONS,
     Blocks,
     bounded_median,
+    deviation_of,
     exponential,
     make_blocks,
     mean_estimate,
     median_of_runs,
+    prediction_reach,
     quantile_estimate,
 )
 
@@ -119,6 +121,28 @@ def test_perplexity_keeps_the_order_of_its_bounds(
     found = exponential(Estimate(value=value, low=value - below, high=value + above))
     assert found.low <= found.value <= found.high
     assert math.isclose(math.log(found.value), value, abs_tol=1e-9)
+
+
+@given(st.integers(2, 8), st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_one_more_process_lies_within_the_prediction_about_as_often_as_it_says(
+    count: int, seed: int
+) -> None:
+    chance = np.random.default_rng(seed)
+    values = chance.normal(200.0, 0.5, (1000, count + 1))
+    inside = 0
+    for *seen, following in values.tolist():
+        reach = prediction_reach(deviation_of(seen), of=count, mean_of=count)
+        inside += abs(following - sum(seen) / count) <= reach
+    # Five deviations of a binomial with 1000 draws of 0.95.
+    assert abs(inside - 950) <= 35
+
+
+def test_one_value_alone_predicts_nothing() -> None:
+    with pytest.raises(InvalidInputError, match="at least two values"):
+        deviation_of([1.0])
+    with pytest.raises(InvalidInputError, match="got 1 and 1"):
+        prediction_reach(1.0, of=1, mean_of=1)
 
 
 def test_too_few_positions_give_no_bounds() -> None:

@@ -8,6 +8,7 @@ import pytest
 from slmops.domain.blueprint import QualityFloor
 from slmops.domain.device import Budget, DeviceClass, Objective
 from slmops.domain.ids import Digest
+from slmops.domain.memory import PeakMemory
 from slmops.domain.release import Estimate
 from slmops.domain.runtime_settings import UNCHANGED, RuntimeSettings
 from slmops.domain.tasks import TaskKind, TaskMethod, TaskMetric, TaskResult
@@ -125,6 +126,39 @@ def test_every_class_served_must_gain() -> None:
     assert verdict.adopted
     assert "small: saves memory" in verdict.reason
     assert "fast: surely faster" in verdict.reason
+
+
+def test_a_smaller_peak_counts_only_beyond_the_bounds_of_both() -> None:
+    def saves(off: float) -> bool:
+        peaks = {
+            settings: PeakMemory(
+                measured=around(peak, off),
+                full=around(peak, off),
+                processes=3,
+                deviation_mib=off / 5,
+            )
+            for settings, peak in ((UNCHANGED, 200.0), (CACHE, 190.0))
+        }
+        candidate = sample_candidate(FIGURES, classes=[of(Objective.SIZE)])
+        tried = [
+            Found(settings=settings, peak=known.full.value).at(candidate)
+            for settings, known in peaks.items()
+        ]
+        tried = [
+            replace(
+                each,
+                speed=tuple(
+                    replace(speed, peak_memory=peaks[each.settings])
+                    for speed in each.speed
+                ),
+            )
+            for each in tried
+        ]
+        verdicts = judge_settings(candidate, [of(Objective.SIZE)], RULES, tried)
+        return verdicts[1].adopted
+
+    assert saves(1.0)
+    assert not saves(5.0)
 
 
 def test_a_budget_holds_with_the_settings_own_figures() -> None:

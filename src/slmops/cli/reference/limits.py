@@ -108,6 +108,7 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
     EvaluationPlan: {
         "window_tokens": Limit(least=32),
         "speed_runs": Limit(least=3),
+        "memory_runs": Limit(least=2),
     },
     GoldenPlan: {
         "answer_tokens": _POSITIVE,
