@@ -48,7 +48,7 @@ def token(
 
     Example: slmops device token --expires-in-s 600
     """
-    from slmops.control.views import TokenAnswer, TokenOrder
+    from slmops.control.orders import TokenAnswer, TokenOrder
 
     client = OperatorClient(workspace, server, token)
     order = TokenOrder(expires_in_s=expires_in_s)

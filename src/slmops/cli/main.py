@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "device": ("slmops.cli.device:device", "Enrolment tokens and the fleet's devices."),
     "agent": ("slmops.cli.agent:agent", "Run the agent on a device."),
     "rollout": ("slmops.cli.rollout:rollout", "Bring a release to the fleet in waves."),
+    "operator": (
+        "slmops.cli.operator:operator",
+        "Give people tokens of their own, to approve and be named.",
+    ),
     "demo": (
         "slmops.cli.demo:demo",
         "Play the whole loop with a real model and fleet.",

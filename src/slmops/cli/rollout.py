@@ -1,5 +1,6 @@
 """`slmops rollout`: bring a release to the fleet in waves, watch, steer."""
 
+import importlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -12,16 +13,39 @@ from slmops.domain.errors import NotFoundError, UnavailableError
 from slmops.registry.workspace import Workspace
 
 if TYPE_CHECKING:
-    from slmops.control.aborted import AbortAnswer
     from slmops.control.views import RolloutDetail, RolloutView, WaveView
 
+_ELSEWHERE = {
+    "pause": "slmops.cli.rollout_steering",
+    "resume": "slmops.cli.rollout_steering",
+    "approve": "slmops.cli.rollout_steering",
+    "abort": "slmops.cli.rollout_steering",
+    "revert": "slmops.cli.rollout_steering",
+    "emergency-stop": "slmops.cli.rollout_steering",
+    "simulate": "slmops.cli.rollout_simulate",
+}
+"""Command → the module that holds it."""
 _LOOK_EVERY_S = 0.5
 _OUTAGE_S = 120.0
 """Watching survives a restart of the control plane this long."""
-_GOING_ON = frozenset({"running", "paused"})
+_GOING_ON = frozenset({"draft", "running", "paused"})
 
 
-@click.group()
+class _Steering(click.Group):
+    """Finds the commands that steer or simulate in files of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_ELSEWHERE]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _ELSEWHERE:
+            module = importlib.import_module(_ELSEWHERE[cmd_name])
+            command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Steering)
 def rollout() -> None:
     """Bring a release to the fleet in waves; it halts by itself when devices fail.
 
@@ -36,13 +60,20 @@ def rollout() -> None:
     is_flag=True,
     help="Bring RELEASE although a newer one was rolled out before.",
 )
+@click.option(
+    "--despite-quarantine",
+    is_flag=True,
+    help="Bring variants that failed in a rollout which halted.",
+)
 @server_options
 @render.as_json
 @click.pass_obj
 def start(
     workspace: Workspace,
+    *,
     release: str,
     allow_downgrade: bool,
+    despite_quarantine: bool,
     server: str | None,
     token: str | None,
     as_json: bool,
@@ -50,12 +81,19 @@ def start(
     """Start bringing RELEASE to the fleet.
 
     Example: slmops rollout start assistant-2
+
+    `slmops rollout simulate` shows before what it would reach, and how its gates act.
     """
-    from slmops.control.views import RolloutDetail, RolloutOrder
+    from slmops.control.orders import RolloutOrder
+    from slmops.control.views import RolloutDetail
 
     client = OperatorClient(workspace, server, token)
-    order = RolloutOrder(release=release, allow_downgrade=allow_downgrade)
-    _show(client.post("/v1/rollouts", order, RolloutDetail), as_json=as_json)
+    order = RolloutOrder(
+        release=release,
+        allow_downgrade=allow_downgrade,
+        despite_quarantine=despite_quarantine,
+    )
+    show(client.post("/v1/rollouts", order, RolloutDetail), as_json=as_json)
 
 
 @rollout.command("list")
@@ -108,113 +146,7 @@ def status(
     path = path_to("rollouts", rollout_id or _newest(client))
     if watch:
         _watch(client, path, quiet=as_json)
-    _show(client.get(path, RolloutDetail), as_json=as_json)
-
-
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
-@click.option("--reason", default="", help="Why, for the record.")
-@server_options
-@render.as_json
-@click.pass_obj
-def pause(
-    workspace: Workspace,
-    rollout_id: str,
-    reason: str,
-    server: str | None,
-    token: str | None,
-    as_json: bool,
-) -> None:
-    """Make no new offers until resumed; what was offered goes on.
-
-    Example: slmops rollout pause r-2 --reason "shop hours"
-    """
-    from slmops.control.views import PauseOrder, RolloutDetail
-
-    client = OperatorClient(workspace, server, token)
-    path = path_to("rollouts", rollout_id, "pause")
-    paused = client.post(path, PauseOrder(reason=reason), RolloutDetail)
-    _show(paused, as_json=as_json)
-
-
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
-@server_options
-@render.as_json
-@click.pass_obj
-def resume(
-    workspace: Workspace,
-    rollout_id: str,
-    server: str | None,
-    token: str | None,
-    as_json: bool,
-) -> None:
-    """Go on after a pause.
-
-    Example: slmops rollout resume r-2
-    """
-    from slmops.control.views import RolloutDetail
-
-    client = OperatorClient(workspace, server, token)
-    path = path_to("rollouts", rollout_id, "resume")
-    _show(client.post(path, {}, RolloutDetail), as_json=as_json)
-
-
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
-@click.option("--keep", is_flag=True, help="Leave devices on the release they have.")
-@click.option("--revert", is_flag=True, help="Bring devices back to what they ran.")
-@server_options
-@render.as_json
-@click.pass_obj
-def abort(
-    workspace: Workspace,
-    *,
-    rollout_id: str,
-    keep: bool,
-    revert: bool,
-    server: str | None,
-    token: str | None,
-    as_json: bool,
-) -> None:
-    """End a rollout; say what its devices shall do: exactly one of --keep and --revert.
-
-    Example: slmops rollout abort r-2 --revert
-    """
-    from slmops.control.aborted import AbortAnswer
-    from slmops.control.views import AbortOrder
-
-    if keep == revert:
-        raise click.UsageError("give exactly one of --keep and --revert")
-    client = OperatorClient(workspace, server, token)
-    path = path_to("rollouts", rollout_id, "abort")
-    aborted = client.post(path, AbortOrder(keep=keep), AbortAnswer)
-    _show(aborted, as_json=as_json)
-    if not as_json:
-        _show_ways(aborted)
-
-
-def _show_ways(aborted: "AbortAnswer") -> None:
-    """Say who goes back, who stays and why; many with one reason share a line."""
-    by_reason: dict[str, list[str]] = {}
-    for one in aborted.stay:
-        by_reason.setdefault(one.reason, []).append(one.device)
-    if aborted.back:
-        render.text(f"{_devices(aborted.back)} go back to what they ran before")
-    for reason, devices in by_reason.items():
-        render.text(f"{_devices(devices)} stay as they are: {reason}")
-    if not aborted.back and not aborted.stay:
-        render.text("no device has the release")
-
-
-def _devices(names: Sequence[str], most: int = 5) -> str:
-    """Name some of the devices.
-
-    >>> _devices(["a", "b"])
-    '2 device(s) (a, b)'
-    """
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} device(s) ({', '.join(names[:most])}{more})"
+    show(client.get(path, RolloutDetail), as_json=as_json)
 
 
 def _newest(client: OperatorClient) -> str:
@@ -231,7 +163,7 @@ def _row(one: "RolloutView") -> tuple[object, ...]:
         one.id,
         one.release,
         one.state,
-        f"{one.wave + 1} of {len(one.waves)}",
+        _where(one),
         sum(wave.devices for wave in one.waves),
         sum(wave.succeeded for wave in one.waves),
         sum(wave.failed + wave.silent for wave in one.waves),
@@ -239,7 +171,15 @@ def _row(one: "RolloutView") -> tuple[object, ...]:
     )
 
 
-def _show(one: "RolloutDetail", *, as_json: bool) -> None:
+def _where(one: "RolloutView") -> str:
+    lab = int(one.lab)
+    if one.wave < lab:
+        return "lab"
+    return f"{one.wave + 1 - lab} of {len(one.waves) - lab}"
+
+
+def show(one: "RolloutDetail", *, as_json: bool) -> None:
+    """Print a rollout with what failed, who is left out, and the newest verdicts."""
     if as_json:
         render.json_document(one)
         return
@@ -257,11 +197,19 @@ def _show(one: "RolloutDetail", *, as_json: bool) -> None:
 
 def _summary(one: "RolloutDetail") -> Sequence[str]:
     why = f": {one.reason}" if one.reason else ""
-    lines = [f"{one.id} {one.release} {one.state}{why}"]
+    back = f", back from {one.reverts}" if one.reverts else ""
+    lines = [f"{one.id} {one.release} {one.state}{back}{why}"]
+    if one.state == "draft":
+        lines.append(
+            f"  {len(one.approved_by)} of {one.approvals} approvals; another operator"
+            f" gives one with `slmops rollout approve {one.id}`"
+        )
     for wave in one.waves:
         mark = ">" if wave.index == one.wave else " "
+        number = wave.index + 1 - int(one.lab)
+        name = f"wave {number}" if number else "lab   "
         lines.append(
-            f"{mark} wave {wave.index + 1}  {_bar(wave)}  {wave.devices} devices,"
+            f"{mark} {name}  {_bar(wave)}  {wave.devices} devices,"
             f" {wave.succeeded} ok, {wave.failed + wave.silent} failed"
         )
     return lines
@@ -309,7 +257,7 @@ def _follow(client: OperatorClient, path: str, *, quiet: bool) -> None:
     last = ""
     for one in _looks(client, path):
         lines = _summary(one)
-        line = f"{lines[0]}  {lines[1 + one.wave]}"
+        line = f"{lines[0]}  {lines[one.wave - len(one.waves)]}"
         if line != last and not quiet:
             render.note(line)
         last = line

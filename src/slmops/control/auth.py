@@ -71,23 +71,27 @@ def require_newer(counter: int, *, than: int) -> None:
         )
 
 
+OWNER = "operator"
+"""Name of whoever holds the token in the workspace: adds and removes the others."""
+
+
 class OperatorDoor:
-    """Lets the operator in."""
+    """Knows the owner's token."""
 
     def __init__(self, token: str) -> None:
         self._hash = hash_token(token)
 
-    def require(self, token: str | None) -> None:
-        """Check a bearer token in constant time.
+    def is_owner(self, token: str) -> bool:
+        """Check a token in constant time."""
+        return hmac.compare_digest(hash_token(token), self._hash)
 
-        Raises:
-            UntrustedError: it is missing or wrong.
-        """
-        if token is None or not hmac.compare_digest(hash_token(token), self._hash):
-            raise UntrustedError(
-                "operator token is missing or wrong: send 'Authorization: Bearer …'"
-                f" with the content of control/{OPERATOR_TOKEN_FILE}"
-            )
+
+def refused_operator() -> UntrustedError:
+    """Return what a caller without a good operator token is told."""
+    return UntrustedError(
+        "operator token is missing or wrong: send 'Authorization: Bearer …' with the"
+        f" content of control/{OPERATOR_TOKEN_FILE}, or your own token"
+    )
 
 
 class KnownSessions:

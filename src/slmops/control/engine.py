@@ -6,42 +6,39 @@ Assignments are rows of that same commit: whatever is killed when, a device has 
 target per sequence number and nothing decided is lost.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from slmops.control.commit_parts import (
-    failed,
-    silenced,
-    stays,
-    unwell,
     with_audit,
 )
-from slmops.control.evidence import Evidence
-from slmops.control.membership import membership, why_nobody
+from slmops.control.effects import Effects, retired_devices
+from slmops.control.membership import membership
 from slmops.control.records import (
     AuditEntry,
     Commit,
-    Placed,
     StoredRollout,
 )
 from slmops.control.releases import KnownReleases
-from slmops.control.retirement import REASON, leave_out_retired
-from slmops.control.start_rules import (
-    require_no_downgrade,
-    require_reachable_deadline,
+from slmops.control.retirement import leave_out_retired
+from slmops.control.starting import (
+    Planned,
+    StartOrder,
+    failed_variants,
+    plan_revert,
+    plan_start,
+    require_may_start,
 )
 from slmops.control.store import Store
 from slmops.control.ways_back import (
-    NEWER_HAS_IT,
     require_no_newer_running,
-    way_back,
 )
 from slmops.domain.blueprint import OnHalt
 from slmops.domain.command import Command, apply_command
-from slmops.domain.errors import ConflictError, NotFoundError
+from slmops.domain.errors import ConflictError
+from slmops.domain.gate import Verdict
 from slmops.domain.ids import Digest
-from slmops.domain.members import Member, may_run_release
+from slmops.domain.members import Member
 from slmops.domain.release import Release
 from slmops.domain.rollout import (
     ENDED,
@@ -51,9 +48,9 @@ from slmops.domain.rollout import (
     advance,
     late_joiner_wave,
 )
-from slmops.domain.sync import Assignment, Installed
 
 _ATTEMPTS = 5
+_ORDINARY = StartOrder()
 
 
 class Engine:
@@ -63,7 +60,7 @@ class Engine:
         self.store = store
         self._poll_s = poll_s
         self.releases = releases
-        self._evidence = Evidence(store)
+        self._effects = Effects(store, releases)
         self._devices_changed = True
         self._heard: dict[str, float] = {}
         self._listening_since: float | None = None
@@ -76,13 +73,23 @@ class Engine:
         """Look for devices that no rollout knows in the next pass."""
         self._devices_changed = True
 
+    def preview(self, release: Release, digest: Digest, order: StartOrder) -> Planned:
+        """Return what `start` would make; raises as it does."""
+        require_may_start(
+            release,
+            order,
+            self.store.rollouts(),
+            self._quarantined(release.name),
+            poll_s=self._poll_s,
+        )
+        return plan_start(release, digest, order, self.store.devices())
+
     def start(
         self,
         release: Release,
         digest: Digest,
         now: float,
-        *,
-        allow_downgrade: bool = False,
+        order: StartOrder = _ORDINARY,
     ) -> Rollout:
         """Start bringing a release to the fleet.
 
@@ -91,48 +98,99 @@ class Engine:
                 where it holds nobody up.
             digest: of its document.
             now: Unix time, seconds.
-            allow_downgrade: a release newer than this one may have been rolled out.
+            order: who starts it, and what they allow.
 
         Raises:
-            ConflictError: the product has an active rollout, no device fits, or it is a
-                downgrade that is not allowed.
+            ConflictError: the product has an active rollout, no device fits, a class has
+                no lab device, or it is a downgrade or holds a quarantined variant and
+                that is not allowed.
             InvalidInputError: no device could meet its deadline.
         """
-        label, policy = release.label, release.blueprint.rollout
-        require_reachable_deadline(label, policy, poll_s=self._poll_s)
-        require_no_downgrade(release, self.store.rollouts(), allowed=allow_downgrade)
-        self.store.note_release(label, digest, now=now)
-        placed, left_out = membership(release, self.store.devices(), salt=digest)
-        if not placed:
-            raise ConflictError(
-                f"release {label} reaches no device: {why_nobody(left_out)}"
-            )
-        rollout = Rollout(
-            id="r-0",
-            release=label,
-            policy=policy,
-            classes=tuple(sorted({one.member.device_class for one in placed})),
-            waves=len(policy.waves),
-            allow_downgrade=allow_downgrade,
-            phase_at=now,
-        )
-        started = StoredRollout(rollout=rollout, product=release.name, created_at=now)
-        created = self.store.create_rollout(started, placed, left_out)
-        self._log(now, "operator", "rollout.start", created.id, f"release {label}")
+        planned = self.preview(release, digest, order)
+        self.store.note_release(release.label, digest, now=now)
+        return self._create(planned, release.name, now, f"release {release.label}")
+
+    def revert(self, rollout: str, by: str, now: float) -> Rollout:
+        """Start a rollout that brings a finished one's devices back.
+
+        Raises:
+            ConflictError: it is not done, the product has an active rollout, or nobody
+                can go back.
+        """
+        stored = self.store.rollout(rollout)
+        placed = self.store.members(rollout)
+        planned = plan_revert(stored, placed, self.store.devices(), by=by)
+        detail = f"back to {planned.rollout.release} after {rollout}"
+        return self._create(planned, stored.product, now, detail)
+
+    def _create(
+        self, planned: Planned, product: str, now: float, detail: str
+    ) -> Rollout:
+        rollout = replace(planned.rollout, phase_at=now)
+        started = StoredRollout(rollout=rollout, product=product, created_at=now)
+        created = self.store.create_rollout(started, planned.placed, planned.left_out)
+        self._log(now, rollout.started_by, "rollout.start", created.id, detail)
         return created
 
-    def pause(self, rollout: str, reason: str, now: float) -> Rollout:
-        """Offer nothing more until resumed; what was offered goes on."""
-        return self._command(rollout, Command.PAUSE, now, reason=reason)
+    def _quarantined(self, product: str) -> dict[tuple[str, Digest], str]:
+        """Return the variants that made a rollout of the product halt."""
+        found: dict[tuple[str, Digest], str] = {}
+        for stored in self.store.rollouts():
+            rollout = stored.rollout
+            if stored.product != product or not self._was_halted(rollout):
+                continue
+            release, _ = self.releases.load(rollout.release)
+            found |= failed_variants(stored, self.store.members(rollout.id), release)
+        return found
 
-    def resume(self, rollout: str, now: float) -> Rollout:
-        """Go on after a pause."""
-        return self._command(rollout, Command.RESUME, now)
+    def _was_halted(self, rollout: Rollout) -> bool:
+        if rollout.state not in {RolloutState.HALTED, RolloutState.ABORTED}:
+            return False
+        verdicts = self.store.evaluations(rollout.id)
+        return any(one.result.verdict is Verdict.FAIL for one in verdicts)
 
-    def abort(self, rollout: str, keep: bool, now: float) -> Rollout:
-        """End it; `keep` leaves devices on the release, else they go back."""
-        command = Command.ABORT_KEEP if keep else Command.ABORT_REVERT
-        return self._command(rollout, command, now)
+    def command(
+        self, rollout: str, command: Command, now: float, *, by: str, reason: str = ""
+    ) -> Rollout:
+        """Carry out an operator's command.
+
+        Raises:
+            ConflictError: not allowed in this state; the message says what is.
+            NotFoundError: no such rollout.
+        """
+        for attempt in range(_ATTEMPTS):
+            stored = self.store.rollout(rollout)
+            placed = self.store.members(rollout)
+            members = [one.member for one in placed]
+            reverting = command is Command.ABORT_REVERT
+            if reverting:
+                require_no_newer_running(stored, self.store.rollouts())
+            step = apply_command(stored.rollout, members, command, by=by, reason=reason)
+            commit = self._effects.commit_of(
+                stored.rollout, placed, step, now, reverting=reverting
+            )
+            if commit is None:
+                return stored.rollout
+            noted = with_audit(commit, by, f"rollout.{command.value}", reason)
+            try:
+                return self.store.commit(noted)
+            except ConflictError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    def stop_everything(self, reason: str, now: float, *, by: str) -> list[Rollout]:
+        """End every rollout that has not ended, and bring its devices back.
+
+        A device that is away learns of it first of all: its newest assignment is the one
+        it gets when it returns.
+        """
+        going = [one.rollout for one in self.store.rollouts()]
+        return [
+            self.command(one.id, Command.ABORT_REVERT, now, by=by, reason=reason)
+            for one in going
+            if one.state not in ENDED
+        ]
 
     def retire(self, device: str, now: float) -> bool:
         """Take a device out of the fleet; running rollouts settle it in the next pass.
@@ -193,7 +251,9 @@ class Engine:
         )
         halted = step.rollout.state is RolloutState.HALTED
         reverting = halted and stored.rollout.policy.on_halt is OnHalt.REVERT
-        commit = self._commit_of(stored.rollout, placed, step, now, reverting=reverting)
+        commit = self._effects.commit_of(
+            stored.rollout, placed, step, now, reverting=reverting
+        )
         if commit is None:
             return False
         if step.rollout.state is not stored.rollout.state:
@@ -202,156 +262,25 @@ class Engine:
             # A finished rollout takes in the devices that came too late for it.
             self._devices_changed = True
         self.store.commit(commit)
-        self._evidence.keep(commit.evaluations)
+        self._effects.evidence.keep(commit.evaluations)
         return True
 
     def _as_heard(self, member: Member) -> Member:
         heard = max(member.seen_at or 0.0, self._heard.get(member.device, 0.0))
         return replace(member, seen_at=heard or None)
 
-    def _command(
-        self, rollout: str, command: Command, now: float, *, reason: str = ""
-    ) -> Rollout:
-        for attempt in range(_ATTEMPTS):
-            stored = self.store.rollout(rollout)
-            placed = self.store.members(rollout)
-            members = [one.member for one in placed]
-            if command is Command.ABORT_REVERT:
-                require_no_newer_running(stored, self.store.rollouts())
-            step = apply_command(stored.rollout, members, command, reason=reason)
-            reverting = command is Command.ABORT_REVERT
-            commit = self._commit_of(
-                stored.rollout, placed, step, now, reverting=reverting
-            )
-            if commit is None:
-                return stored.rollout
-            action = f"rollout.{command.value}"
-            try:
-                return self.store.commit(with_audit(commit, "operator", action, reason))
-            except ConflictError:
-                if attempt + 1 == _ATTEMPTS:
-                    raise
-        raise AssertionError("unreachable: the loop returns or raises")
-
-    def _commit_of(
-        self,
-        before: Rollout,
-        placed: Sequence[Placed],
-        step: Step,
-        now: float,
-        *,
-        reverting: bool,
-    ) -> Commit | None:
-        """Turn a step into what is written for it; None when nothing is."""
-        evaluations = self._evidence.new(before, placed, step, now)
-        by_device = {one.member.device: one for one in placed}
-        offered, targets = self._offers(step, by_device, now)
-        silent = [
-            silenced(by_device[device], before.policy.deadline_s)
-            for device in step.silent
-        ]
-        sick = [
-            failed(by_device[device], reason) for device, reason in step.unwell.items()
-        ]
-        back, notes = self._reverts(step, placed, now) if reverting else ([], [])
-        judged = (*offered, *silent, *sick)
-        if step.rollout == before and not (judged or evaluations or back):
-            return None
-        return Commit(
-            rollout=step.rollout,
-            at=now,
-            members=judged,
-            assignments=(*targets, *back),
-            evaluations=evaluations,
-            audit=(*notes, *(unwell(one, before, now) for one in sick)),
-        )
-
-    def _offers(
-        self, step: Step, by_device: dict[str, Placed], now: float
-    ) -> tuple[list[Placed], list[Assignment]]:
-        if not step.offer:
-            return [], []
-        records = {record.id: record for record in self.store.devices()}
-        offered, targets = [], []
-        for device in step.offer:
-            placed = by_device[device]
-            offered.append(
-                Placed(
-                    member=replace(placed.member, offered_at=now),
-                    before=records[device].status.active,
-                )
-            )
-            targets.append(self._target(step.rollout, placed.member, now))
-        return offered, targets
-
-    def _target(self, rollout: Rollout, member: Member, now: float) -> Assignment:
-        release, digest = self.releases.load(rollout.release)
-        return Assignment(
-            device=member.device,
-            sequence=0,  # given by the store
-            rollout=rollout.id,
-            release=release.label,
-            release_digest=digest,
-            variant=release.variant_for(member.device_class).digest,
-            device_class=member.device_class,
-            probation_s=rollout.policy.probation_s,
-            issued_at=now,
-            allow_downgrade=rollout.allow_downgrade,
-        )
-
-    def _reverts(
-        self, step: Step, placed: Sequence[Placed], now: float
-    ) -> tuple[list[Assignment], list[AuditEntry]]:
-        """Bring back whoever has the release or may still get it."""
-        back, notes = [], []
-        rollout = step.rollout
-        told = frozenset(self.store.going_back(rollout.id))
-        stuck = dict.fromkeys(self.store.moved_on(rollout.id), NEWER_HAS_IT)
-        stuck |= dict.fromkeys(self._retired(), REASON)
-        records = {record.id: record for record in self.store.devices()}
-        for one in placed:
-            device = one.member.device
-            if not may_run_release(one.member) or device in told:
-                continue
-            if device in stuck:
-                notes.append(stays(rollout, device, stuck[device], now))
-                continue
-            try:
-                target = way_back(rollout, one, records[device].status)
-                back.append(self._revert_to(target, rollout, one.member, now))
-            except NotFoundError as error:
-                notes.append(stays(rollout, device, str(error), now))
-        return back, notes
-
-    def _revert_to(
-        self, target: Installed, rollout: Rollout, member: Member, now: float
-    ) -> Assignment:
-        _, digest = self.releases.load(target.release)
-        return replace(
-            self._target(rollout, member, now),
-            release=target.release,
-            release_digest=digest,
-            variant=target.variant,
-            revert=True,
-        )
-
     def _leave_out_retired(self, stored: StoredRollout, now: float) -> bool:
         """Settle devices that were retired while the rollout runs."""
         if stored.rollout.state in ENDED:
             return False
         placed = self.store.members(stored.rollout.id)
-        commit = leave_out_retired(stored.rollout, placed, self._retired(), now)
+        commit = leave_out_retired(
+            stored.rollout, placed, retired_devices(self.store), now
+        )
         if commit is None:
             return False
         self.store.commit(commit)
         return True
-
-    def _retired(self) -> frozenset[str]:
-        return frozenset(
-            record.id
-            for record in self.store.devices()
-            if record.retired_at is not None
-        )
 
     def _let_join(self, stored: StoredRollout, now: float) -> bool:
         """Take in devices that enrolled, or got a class, after membership froze."""
@@ -373,7 +302,7 @@ class Engine:
         if not joining:
             return False
         step = Step(rollout=rollout, offer=tuple(joining) if at_once else ())
-        offered, targets = self._offers(step, joining, now)
+        offered, targets = self._effects.offers(step, joining, now)
         self.store.commit(
             Commit(
                 rollout=rollout,

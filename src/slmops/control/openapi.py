@@ -21,6 +21,7 @@ _SECURITY: dict[Access, list[dict[str, list[str]]]] = {
     Access.ANYONE: [],
     Access.DEVICE: [{"session": []}],
     Access.OPERATOR: [{"operator": []}],
+    Access.OWNER: [{"operator": []}],
 }
 
 

@@ -8,7 +8,14 @@ from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request
 
-from slmops.control.auth import KnownSessions, OperatorDoor, RateLimit, hash_token
+from slmops.control.auth import (
+    OWNER,
+    KnownSessions,
+    OperatorDoor,
+    RateLimit,
+    hash_token,
+    refused_operator,
+)
 from slmops.control.engine import Engine
 from slmops.control.http import bearer
 from slmops.control.live import Live
@@ -107,6 +114,30 @@ class Plane:
             raise UntrustedError("session is unknown or expired: open a new one")
         self.limit.take(session[0])
         return session[0]
+
+    async def require_operator(self, request: Request, *, owner: bool = False) -> str:
+        """Return the operator whose token the request carries.
+
+        Args:
+            request: with a bearer token.
+            owner: only the holder of the workspace's own token will do.
+
+        Raises:
+            UntrustedError: the token is missing, wrong, removed, or not the owner's.
+        """
+        token = bearer(request)
+        if token is None:
+            raise refused_operator()
+        if self.door.is_owner(token):
+            return OWNER
+        name = await self.run(self.store.operator_of, hash_token(token))
+        if name is None:
+            raise refused_operator()
+        if owner:
+            raise UntrustedError(
+                f"{name} is an operator; this needs the token of the workspace's owner"
+            )
+        return name
 
     def next_poll_s(self) -> float:
         """Return the device's next waiting time: a fifth around the mean, by chance."""

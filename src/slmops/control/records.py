@@ -136,13 +136,25 @@ class AuditEntry:
     at: float
     """Unix time, seconds."""
     actor: str
-    """``operator``, ``engine`` or ``device:<id>``."""
+    """``operator``, an operator's name, ``engine`` or ``device:<id>``."""
     action: str
     """``rollout.start``, ``device.enrol`` …"""
     subject: str
     """Id of what it was done to."""
     detail: str = ""
     """More, for people."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperatorRecord:
+    """A person who may steer the fleet with a token of their own."""
+
+    name: str
+    """Unique for ever: it stands in the audit log."""
+    added_at: float
+    """Unix time, seconds."""
+    removed_at: float | None = None
+    """Since when the token is worthless; None while it is good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

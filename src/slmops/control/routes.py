@@ -14,10 +14,13 @@ from slmops.control import (
     api_device,
     api_live,
     api_operator,
+    api_operators,
     api_registry,
+    api_rollouts,
+    orders,
+    preview,
     views,
 )
-from slmops.control.http import bearer
 from slmops.control.plane import Plane
 from slmops.domain import sync
 
@@ -33,6 +36,8 @@ class Access(StrEnum):
     """Session token; the handler checks it."""
     OPERATOR = "operator"
     """Operator token; checked before the handler runs."""
+    OWNER = "owner"
+    """The workspace's own operator token; checked before the handler runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,9 +122,9 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/tokens",
         handler=api_operator.make_token,
         summary="Make a one-time enrolment token.",
-        body=views.TokenOrder,
+        body=orders.TokenOrder,
         body_required=False,
-        answers={201: views.TokenAnswer},
+        answers={201: orders.TokenAnswer},
     ),
     Route(
         method="GET",
@@ -152,48 +157,102 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST",
         path="/v1/rollouts",
-        handler=api_operator.start_rollout,
+        handler=api_rollouts.start_rollout,
         summary="Start bringing a release to the fleet.",
-        body=views.RolloutOrder,
+        body=orders.RolloutOrder,
         answers={201: views.RolloutDetail},
+    ),
+    Route(
+        method="POST",
+        path="/v1/rollouts/preview",
+        handler=api_rollouts.preview_rollout,
+        summary="Show what a rollout would reach, without starting it.",
+        body=orders.RolloutOrder,
+        answers={200: preview.RolloutPreview},
+    ),
+    Route(
+        method="POST",
+        path="/v1/emergency-stop",
+        handler=api_rollouts.emergency_stop,
+        summary="End every rollout and bring its devices back.",
+        body=orders.ReasonOrder,
+        answers={200: views.RolloutList},
     ),
     Route(
         method="GET",
         path="/v1/rollouts",
-        handler=api_operator.list_rollouts,
+        handler=api_rollouts.list_rollouts,
         summary="List rollouts.",
         answers={200: views.RolloutList},
     ),
     Route(
         method="GET",
         path="/v1/rollouts/{id}",
-        handler=api_operator.show_rollout,
+        handler=api_rollouts.show_rollout,
         summary="Show a rollout with its members and verdicts.",
         answers={200: views.RolloutDetail},
     ),
     Route(
         method="POST",
         path="/v1/rollouts/{id}/pause",
-        handler=api_operator.pause_rollout,
+        handler=api_rollouts.pause_rollout,
         summary="Make no new offers until resumed.",
-        body=views.PauseOrder,
+        body=orders.PauseOrder,
         body_required=False,
         answers={200: views.RolloutDetail},
     ),
     Route(
         method="POST",
         path="/v1/rollouts/{id}/resume",
-        handler=api_operator.resume_rollout,
+        handler=api_rollouts.resume_rollout,
         summary="Go on after a pause.",
         answers={200: views.RolloutDetail},
     ),
     Route(
         method="POST",
         path="/v1/rollouts/{id}/abort",
-        handler=api_operator.abort_rollout,
+        handler=api_rollouts.abort_rollout,
         summary="End a rollout; keep or revert what it did.",
-        body=views.AbortOrder,
+        body=orders.AbortOrder,
         answers={200: aborted.AbortAnswer},
+    ),
+    Route(
+        method="POST",
+        path="/v1/rollouts/{id}/approve",
+        handler=api_rollouts.approve_rollout,
+        summary="Approve a draft; the last approval needed starts it.",
+        answers={200: views.RolloutDetail},
+    ),
+    Route(
+        method="POST",
+        path="/v1/rollouts/{id}/revert",
+        handler=api_rollouts.revert_rollout,
+        summary="Bring a finished rollout's devices back, in a rollout of its own.",
+        answers={201: views.RolloutDetail},
+    ),
+    Route(
+        method="POST",
+        path="/v1/operators",
+        handler=api_operators.add_operator,
+        summary="Add an operator with a token of their own.",
+        access=Access.OWNER,
+        body=orders.OperatorOrder,
+        answers={201: orders.OperatorAnswer},
+    ),
+    Route(
+        method="GET",
+        path="/v1/operators",
+        handler=api_operators.list_operators,
+        summary="List operators.",
+        answers={200: orders.OperatorList},
+    ),
+    Route(
+        method="POST",
+        path="/v1/operators/{name}/remove",
+        handler=api_operators.remove_operator,
+        summary="Make an operator's token worthless.",
+        access=Access.OWNER,
+        answers={200: orders.OperatorList},
     ),
     Route(
         method="GET",
@@ -251,8 +310,9 @@ def server_routes(plane: Plane) -> list[BaseRoute]:
 
 def _server_route(plane: Plane, route: Route) -> BaseRoute:
     async def answer(request: Request) -> Response:
-        if route.access is Access.OPERATOR:
-            plane.door.require(bearer(request))
+        if route.access in {Access.OPERATOR, Access.OWNER}:
+            owner = route.access is Access.OWNER
+            request.state.operator = await plane.require_operator(request, owner=owner)
         return await route.handler(plane, request)
 
     return StarletteRoute(route.path, answer, methods=[route.method])

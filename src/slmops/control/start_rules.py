@@ -1,11 +1,12 @@
 """What must hold before a rollout starts: pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from slmops.control.records import StoredRollout
-from slmops.domain.blueprint import RolloutPolicy
+from slmops.control.records import DeviceRecord, StoredRollout
+from slmops.domain.blueprint import LabWave, RolloutPolicy
 from slmops.domain.errors import ConflictError, InvalidInputError
 from slmops.domain.ids import label_version
+from slmops.domain.members import Member
 from slmops.domain.release import Release
 
 
@@ -50,3 +51,26 @@ def require_no_downgrade(
             f"release {release.label} is older than {newest.rollout.release}, which"
             f" rollout {newest.rollout.id} brought; a downgrade needs --allow-downgrade"
         )
+
+
+def require_lab(
+    release: Release, members: Sequence[Member], devices: Sequence[DeviceRecord]
+) -> bool:
+    """Tell whether there is a lab wave, and see that it shows what it must.
+
+    Raises:
+        ConflictError: a class has no lab device and the policy requires one.
+    """
+    policy = release.blueprint.rollout
+    if policy.lab is LabWave.OFF:
+        return False
+    in_lab = {one.id for one in devices if one.labels.get("lab") == "true"}
+    tested = {one.device_class for one in members if one.device in in_lab}
+    missing = sorted({one.device_class for one in members} - tested)
+    if missing and policy.lab is LabWave.REQUIRED:
+        raise ConflictError(
+            f"release {release.label}: no lab device for class {', '.join(missing)}, and"
+            " rollout.lab is required; enrol one with --label lab=true (with --memory-mib"
+            " and --label emulates=NAME where it stands in for a smaller device)"
+        )
+    return bool(tested)

@@ -14,6 +14,7 @@ from slmops.control.records import (
     DeviceRecord,
     Evaluation,
     LeftOut,
+    OperatorRecord,
     Placed,
     StoredRollout,
     SyncChange,
@@ -189,7 +190,35 @@ class RolloutStore(Protocol):
         ...
 
 
-class Store(DeviceStore, RolloutStore, Protocol):
+class OperatorStore(Protocol):
+    """People with a token of their own."""
+
+    def add_operator(self, name: str, token_hash: str, *, now: float) -> None:
+        """Add an operator.
+
+        Raises:
+            ConflictError: the name is or was in use.
+        """
+        ...
+
+    def remove_operator(self, name: str, *, now: float) -> None:
+        """Make an operator's token worthless.
+
+        Raises:
+            NotFoundError: nobody of that name has a good token.
+        """
+        ...
+
+    def operator_of(self, token_hash: str) -> str | None:
+        """Return whose token this is, or None."""
+        ...
+
+    def operators(self) -> tuple[OperatorRecord, ...]:
+        """Return everybody who was ever added, by name."""
+        ...
+
+
+class Store(DeviceStore, RolloutStore, OperatorStore, Protocol):
     """All of it."""
 
     def close(self) -> None:

@@ -32,7 +32,11 @@ from slmops.domain.rollout import Rollout, RolloutState
 from slmops.domain.sync import Assignment, Installed
 
 _ENDED = frozenset({RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED})
-_ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
+_ACTIVE = (
+    RolloutState.DRAFT.value,
+    RolloutState.RUNNING.value,
+    RolloutState.PAUSED.value,
+)
 
 
 class SqlRollouts(SqlTables):
@@ -272,6 +276,8 @@ def _member_row(rollout: str, placed: Placed) -> dict[str, Any]:
         "paired_loss": member.paired_loss,
         "live": None if member.live is None else encode(member.live),
         "before": None if placed.before is None else encode(placed.before),
+        "site": member.site,
+        "emulates": member.emulates,
     }
 
 

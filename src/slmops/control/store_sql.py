@@ -18,13 +18,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 from slmops.control.store_devices import SqlDevices
+from slmops.control.store_operators import SqlOperators
 from slmops.control.store_rollouts import SqlRollouts
 from slmops.domain.errors import ConflictError, UnavailableError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-class SqlStore(SqlDevices, SqlRollouts):
+class SqlStore(SqlDevices, SqlRollouts, SqlOperators):
     """All tables of one database; safe for use from several threads."""
 
     def close(self) -> None:

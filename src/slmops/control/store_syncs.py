@@ -26,10 +26,12 @@ from slmops.control.store_tables import (
     installations,
     members,
     reports,
+    rollouts,
 )
 from slmops.domain.errors import NotFoundError
 from slmops.domain.installation import ENDED
 from slmops.domain.members import Member, Outcome
+from slmops.domain.rollout import Rollout
 from slmops.domain.soak import LiveCounts
 from slmops.domain.sync import Assignment, InstallationReport, Report
 
@@ -219,6 +221,9 @@ def _settle(
     row = connection.execute(members.select().where(mine)).mappings().one_or_none()
     if row is None:
         return
+    if assignment.revert and _brings_back(connection, assignment.rollout):
+        # There, going back is what the rollout is about.
+        assignment = replace(assignment, revert=False)
     member = member_of(row)
     settled = outcome_of_sync(member, assignment, change.status)
     settled = live_after(settled, assignment, change.status, new_reports)
@@ -236,6 +241,13 @@ def _settle(
     )
 
 
+def _brings_back(connection: sa.Connection, rollout: str) -> bool:
+    document = connection.execute(
+        sa.select(rollouts.c.document).where(rollouts.c.id == rollout)
+    ).scalar_one()
+    return decode(document, Rollout).reverts is not None
+
+
 def member_of(row: Any) -> Member:  # noqa: ANN401 - a row
     """Build the domain's member from a row of `members`."""
     return Member(
@@ -247,6 +259,8 @@ def member_of(row: Any) -> Member:  # noqa: ANN401 - a row
         reason=row["reason"],
         paired_loss=row["paired_loss"],
         live=decode(row["live"], LiveCounts) if row["live"] else None,
+        site=row["site"],
+        emulates=row["emulates"],
     )
 
 

@@ -23,6 +23,15 @@ devices = sa.Table(
     sa.Column("retired_at", sa.Float),
 )
 
+operators = sa.Table(
+    "operators",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("token_hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("added_at", sa.Float, nullable=False),
+    sa.Column("removed_at", sa.Float),
+)
+
 tokens = sa.Table(
     "tokens",
     metadata,
@@ -67,8 +76,8 @@ sa.Index(
     "one_active_rollout_per_product",
     rollouts.c.product,
     unique=True,
-    sqlite_where=rollouts.c.state.in_(("running", "paused")),
-    postgresql_where=rollouts.c.state.in_(("running", "paused")),
+    sqlite_where=rollouts.c.state.in_(("draft", "running", "paused")),
+    postgresql_where=rollouts.c.state.in_(("draft", "running", "paused")),
 )
 
 members = sa.Table(
@@ -84,6 +93,8 @@ members = sa.Table(
     sa.Column("paired_loss", sa.Float),
     sa.Column("live", sa.Text),
     sa.Column("before", sa.Text),
+    sa.Column("site", sa.String(256), nullable=False, server_default=""),
+    sa.Column("emulates", sa.String(256), nullable=False, server_default=""),
 )
 
 left_out = sa.Table(

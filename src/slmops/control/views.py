@@ -20,50 +20,6 @@ from slmops.domain.sync import Assignment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenOrder:
-    """Ask for a one-time enrolment token."""
-
-    expires_in_s: float = 3600.0
-    """Its life, seconds."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenAnswer:
-    """A one-time enrolment token; shown once, stored as a hash."""
-
-    token: str
-    """Give it to `slmops agent enrol --token`."""
-    expires_in_s: float
-    """Its life, seconds."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutOrder:
-    """Start a rollout."""
-
-    release: str
-    """Label of a published release: ``assistant-2``."""
-    allow_downgrade: bool = False
-    """True brings a release that is older than the newest one rolled out."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PauseOrder:
-    """Pause a rollout."""
-
-    reason: str = ""
-    """Why, for the record."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AbortOrder:
-    """End a rollout."""
-
-    keep: bool
-    """True leaves devices on the release they have; False brings them back."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceView:
     """One device as last seen."""
 
@@ -160,7 +116,7 @@ class RolloutView:
     release: str
     """Label."""
     state: str
-    """``running paused halted done aborted``."""
+    """``draft running paused halted done aborted``."""
     reason: str
     """Why it halted, was paused or aborted."""
     wave: int
@@ -177,6 +133,16 @@ class RolloutView:
     """Grows with every change."""
     waves: tuple[WaveView, ...]
     """In order."""
+    lab: bool = False
+    """Wave 0 is the lab's."""
+    reverts: str | None = None
+    """Rollout whose devices it brings back."""
+    started_by: str = ""
+    """Operator."""
+    approved_by: tuple[str, ...] = ()
+    """Operators."""
+    approvals: int = 0
+    """How many it needs before it begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -343,6 +309,11 @@ def rollout_view(stored: StoredRollout, placed: Sequence[Placed]) -> RolloutView
         ended_at=stored.ended_at,
         revision=rollout.revision,
         waves=wave_views(rollout.waves, placed),
+        lab=rollout.lab,
+        reverts=rollout.reverts,
+        started_by=rollout.started_by,
+        approved_by=rollout.approved_by,
+        approvals=rollout.policy.approvals,
     )
 
 

@@ -135,6 +135,17 @@ class WavePlan:
             raise InvalidInputError(f"wave share must be in (0, 1], got {self.share:g}")
 
 
+class LabWave(StrEnum):
+    """Whether devices with the label ``lab: "true"`` go first, in a wave of their own."""
+
+    OFF = "off"
+    """They are dealt like any other."""
+    IF_ANY = "if-any"
+    """They go first, where there are some."""
+    REQUIRED = "required"
+    """Every class of the fleet must have one, or the rollout does not start."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutPolicy:
     """How a release reaches the fleet, and what stops it."""
@@ -163,10 +174,23 @@ class RolloutPolicy:
     """How long a device watches live traffic after its trial before it commits."""
     on_halt: OnHalt = OnHalt.REVERT
     """What happens to devices already on the halted release."""
+    lab: LabWave = LabWave.IF_ANY
+    """Devices labelled ``lab: "true"`` must pass before the first of the waves above."""
+    max_per_site: int | None = None
+    """Devices of one site (label ``site``) that may be at work on the release at once;
+    None for no limit. A device that went silent frees its place at its deadline."""
+    holdback: float = 0.0
+    """Share of each class, 0 to below 0.5, that keeps the release it runs: the same
+    devices in every rollout, to tell drift of the traffic from harm by a release. A
+    device that runs none is not held back."""
+    approvals: int = 0
+    """Operators other than the one who started it that must approve before anything is
+    offered."""
 
     def __post_init__(self) -> None:
         if not self.waves:
             raise InvalidInputError("rollout.waves must name at least one wave")
+        self._check_reach()
         for name in ("tolerated_failure_rate", "alpha"):
             if not 0 < getattr(self, name) < 1:
                 raise InvalidInputError(
@@ -188,6 +212,20 @@ class RolloutPolicy:
                 "rollout.deadline_s must be at least twice rollout.probation_s: a device"
                 f" cannot commit before its probation of {self.probation_s:g} s ends,"
                 f" got {self.deadline_s:g}"
+            )
+
+    def _check_reach(self) -> None:
+        if self.max_per_site is not None and self.max_per_site < 1:
+            raise InvalidInputError(
+                f"rollout.max_per_site must be >= 1, got {self.max_per_site}"
+            )
+        if not 0 <= self.holdback < 0.5:  # noqa: PLR2004 - else the rest is the minority
+            raise InvalidInputError(
+                f"rollout.holdback must be in [0, 0.5), got {self.holdback:g}"
+            )
+        if self.approvals < 0:
+            raise InvalidInputError(
+                f"rollout.approvals must be >= 0, got {self.approvals}"
             )
 
 

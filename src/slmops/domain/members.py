@@ -47,6 +47,10 @@ class Member:
     """What it reported of the release since it committed; None while it does not run it."""
     seen_at: float | None = None
     """When it was last heard of, Unix seconds; None if never."""
+    site: str = ""
+    """Label ``site`` when membership froze."""
+    emulates: str = ""
+    """Label ``emulates``: it stands in for a device of that name, under set limits."""
 
 
 _COUNTED_AS = {
@@ -120,6 +124,32 @@ def newly_silent(
         )
         or (member.outcome is mute and (member.seen_at or 0.0) < limit)
     )
+
+
+def free_to_offer(
+    cohort: Sequence[Member], members: Sequence[Member], *, max_per_site: int | None
+) -> tuple[str, ...]:
+    """Return the devices of a wave to offer now, as far as their sites have places.
+
+    A device takes a place of its site from its offer until it has an outcome; without a
+    site it needs none. Who comes first is the frozen order of the wave; the choice
+    depends on outcomes that are known, never on a device's own, so the stop rule's
+    guarantee holds (`slmops.domain.gate`).
+    """
+    waiting = [one for one in cohort if one.offered_at is None]
+    if max_per_site is None:
+        return tuple(one.device for one in waiting)
+    at_work = Counter(
+        one.site
+        for one in members
+        if one.offered_at is not None and one.outcome is Outcome.PENDING
+    )
+    free = []
+    for one in waiting:
+        if not one.site or at_work[one.site] < max_per_site:
+            at_work[one.site] += 1
+            free.append(one.device)
+    return tuple(free)
 
 
 def class_counts(

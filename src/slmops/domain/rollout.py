@@ -23,6 +23,7 @@ from slmops.domain.members import (
     Outcome,
     class_counts,
     device_reasons,
+    free_to_offer,
     newly_silent,
     newly_unwell,
     on_release,
@@ -32,6 +33,8 @@ from slmops.domain.members import (
 class RolloutState(StrEnum):
     """Where a rollout stands. Stored; never renamed."""
 
+    DRAFT = "draft"
+    """Waits for approvals: nothing is offered."""
     RUNNING = "running"
     PAUSED = "paused"
     HALTED = "halted"
@@ -64,6 +67,14 @@ class Rollout:
     """How many there are."""
     allow_downgrade: bool = False
     """The operator asked for a release older than the newest one rolled out."""
+    lab: bool = False
+    """Wave 0 is the lab's; the policy's waves follow."""
+    reverts: str | None = None
+    """Id of the rollout whose devices this one brings back; None for an ordinary one."""
+    started_by: str = ""
+    """Operator."""
+    approved_by: tuple[str, ...] = ()
+    """Operators that approved, in order."""
     state: RolloutState = RolloutState.RUNNING
     """Overall."""
     wave: int = 0
@@ -103,6 +114,22 @@ _NAMED = 3
 """Devices named in a reason; the rest are counted."""
 
 
+def wave_name(rollout: Rollout) -> str:
+    """Name the current wave for people.
+
+    >>> from slmops.domain.blueprint import RolloutPolicy
+    >>> one = Rollout(
+    ...     id="r-1", release="a-1", policy=RolloutPolicy(), classes=("a",), waves=5, lab=True
+    ... )
+    >>> wave_name(one), wave_name(replace(one, wave=1))
+    ('lab wave', 'wave 1 of 4')
+    """
+    if rollout.lab and rollout.wave == 0:
+        return "lab wave"
+    lab = int(rollout.lab)
+    return f"wave {rollout.wave + 1 - lab} of {rollout.waves - lab}"
+
+
 def late_joiner_wave(rollout: Rollout) -> int | None:
     """Return the wave for a device that appears now: the last, unless it has begun."""
     last = rollout.waves - 1
@@ -135,7 +162,7 @@ def advance(
         The new rollout and the effects to commit with it. Applying the same step twice
         is harmless: an effect names devices and their final assignment.
     """
-    if rollout.state in ENDED:
+    if rollout.state in ENDED or rollout.state is RolloutState.DRAFT:
         return Step(rollout=rollout)
     silent = newly_silent(
         members,
@@ -168,9 +195,10 @@ def _run_wave(
     cohort = [member for member in members if member.wave == rollout.wave]
     if not cohort:
         return _pass_wave(rollout, now, _empty_wave(rollout))
-    unoffered = tuple(member.device for member in cohort if member.offered_at is None)
-    if unoffered:
-        return _offer(rollout, unoffered, now)
+    if any(member.offered_at is None for member in cohort):
+        limit = rollout.policy.max_per_site
+        free = free_to_offer(cohort, members, max_per_site=limit)
+        return _offer(rollout, free, now) if free else Step(rollout=rollout)
     return _decide(rollout, members, cohort, now, max_paired_loss)
 
 
@@ -264,7 +292,7 @@ def _empty_wave(rollout: Rollout) -> GateResult:
     return GateResult(
         gate="advance",
         verdict=Verdict.INCONCLUSIVE,
-        reason=f"wave {rollout.wave + 1} of {rollout.waves} has no devices: nothing shown",
+        reason=f"{wave_name(rollout)} has no devices: nothing shown",
     )
 
 
@@ -273,7 +301,7 @@ def _halt(
 ) -> Step:
     """Stop for good, with the gate's reason and the devices' own."""
     said = device_reasons(members)
-    reason = f"wave {rollout.wave + 1} of {rollout.waves}: {result.reason}" + (
+    reason = f"{wave_name(rollout)}: {result.reason}" + (
         f"; devices say: {said}" if said else ""
     )
     keep = rollout.policy.on_halt is OnHalt.HOLD

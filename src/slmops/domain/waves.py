@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from slmops.domain.blueprint import RolloutPolicy
+from slmops.domain.blueprint import LabWave, RolloutPolicy
 
 _ROUNDING = 1e-9
 """7 % of 100 devices is 7.000000000000001 in floating point, and means 7."""
@@ -24,12 +24,38 @@ class Candidate:
     """Its class in the release's blueprint."""
     site: str = ""
     """Label `site`, to spread waves over sites."""
+    lab: bool = False
+    """Label `lab` is ``true``: it goes before the others."""
+
+
+def in_lab(candidate: Candidate, policy: RolloutPolicy) -> bool:
+    """Tell whether a device belongs to the lab wave."""
+    return candidate.lab and policy.lab is not LabWave.OFF
+
+
+def held_back(device: str, policy: RolloutPolicy, *, salt: str) -> bool:
+    """Tell whether a device keeps what it runs.
+
+    Args:
+        device: its id.
+        policy: with the share.
+        salt: the product's name, so that each release leaves the same devices out.
+
+    >>> policy = RolloutPolicy(holdback=0.1)
+    >>> 70 < sum(held_back(f"d{i}", policy, salt="a") for i in range(1000)) < 130
+    True
+    """
+    place = int(_salted(f"holdback:{salt}", device)[:16], 16) / 16**16
+    return place < policy.holdback
 
 
 def build_waves(
     candidates: Iterable[Candidate], policy: RolloutPolicy, *, salt: str
 ) -> dict[str, int]:
     """Deal devices to waves: frozen, reproducible, stratified.
+
+    Where the policy has a lab wave and there are devices for it, they are wave 0 and the
+    policy's waves follow; their sizes are of the rest.
 
     Devices of a class are taken in an order that a salted hash decides, sites in turn;
     classes fill a wave in turn, in proportion to their share but at least one each while
@@ -43,11 +69,14 @@ def build_waves(
     Returns:
         Device id → index of its wave.
     """
-    order = _stratified_order(list(candidates), salt)
+    everyone = list(candidates)
+    waves = {one.device: 0 for one in everyone if in_lab(one, policy)}
+    first = 1 if waves else 0
+    rest = [one for one in everyone if one.device not in waves]
+    order = _stratified_order(rest, salt)
     sizes = _wave_sizes(len(order), policy)
-    waves: dict[str, int] = {}
     begin = 0
-    for wave, size in enumerate(sizes):
+    for wave, size in enumerate(sizes, start=first):
         for device in order[begin : begin + size]:
             waves[device] = wave
         begin += size

@@ -108,6 +108,46 @@ def simulate_rollout(
     return _play(play, cohorts, fleet)
 
 
+def play_known(
+    policy: RolloutPolicy, outcomes: Sequence[Sequence[tuple[str, bool]]]
+) -> SimulatedEnd:
+    """Play given outcomes through the real `advance`, waves offered whole.
+
+    Args:
+        policy: with as many waves as `outcomes`; its sizes are not looked at.
+        outcomes: for each wave, class and whether it failed, of every device in the
+            order in which that becomes known.
+    """
+    cohorts = [
+        [
+            Member(device=f"{wave}-{index}", device_class=name, wave=wave)
+            for index, (name, _) in enumerate(known)
+        ]
+        for wave, known in enumerate(outcomes)
+    ]
+    rollout = Rollout(
+        id="r-1",
+        release="simulated-1",
+        policy=policy,
+        classes=tuple(sorted({name for known in outcomes for name, _ in known})),
+        waves=len(outcomes),
+    )
+    play = _Play(
+        rollout=rollout,
+        seen=[],
+        dice=random.Random(0),  # noqa: S311 - nothing is drawn
+        arrival=Arrival.WHOLE_WAVE,
+    )
+    for wave, (cohort, known) in enumerate(zip(cohorts, outcomes, strict=True)):
+        begin = len(play.seen)
+        play.seen += cohort
+        play.offer(begin)
+        drawn = [(begin + index, bad) for index, (_, bad) in enumerate(known)]
+        if _play_wave(play, wave, drawn):
+            break
+    return _end(play)
+
+
 def summarize(ends: Sequence[SimulatedEnd]) -> Summary:
     """Return the share that completed and the mean exposure; at least one run."""
     return Summary(
@@ -177,20 +217,27 @@ def _play(
         begin = len(play.seen)
         play.seen += cohort
         play.offer(begin)
-        for index, failed in _outcomes(play, begin, fleet):
-            play.seen[index] = replace(
-                play.seen[index],
-                offered_at=play.now,
-                outcome=Outcome.FAILED if failed else Outcome.SUCCEEDED,
-                seen_at=math.inf,  # simulated devices never fall silent
-            )
-            if failed:
-                play.ask()
-            if play.rollout.state in ENDED:
-                return _end(play)
-        while play.rollout.state not in ENDED and play.rollout.wave == wave:
-            play.ask()
+        if _play_wave(play, wave, _outcomes(play, begin, fleet)):
+            break
     return _end(play)
+
+
+def _play_wave(play: _Play, wave: int, drawn: Sequence[tuple[int, bool]]) -> bool:
+    """Let the outcomes of a wave become known; tell whether the rollout ended."""
+    for index, failed in drawn:
+        play.seen[index] = replace(
+            play.seen[index],
+            offered_at=play.now,
+            outcome=Outcome.FAILED if failed else Outcome.SUCCEEDED,
+            seen_at=math.inf,  # simulated devices never fall silent
+        )
+        if failed:
+            play.ask()
+        if play.rollout.state in ENDED:
+            return True
+    while play.rollout.state not in ENDED and play.rollout.wave == wave:
+        play.ask()
+    return play.rollout.state in ENDED
 
 
 def _outcomes(

@@ -266,10 +266,12 @@ def test_commands_follow_the_table(state: RolloutState, command: Command) -> Non
     value = rollout(state=state)
     if (state, command) not in COMMANDS:
         with pytest.raises(ConflictError, match="possible"):
-            apply_command(value, fleet, command)
+            apply_command(value, fleet, command, by="ada")
         return
-    result = apply_command(value, fleet, command)
-    assert result.rollout.state is COMMANDS[state, command]
+    result = apply_command(value, fleet, command, by="ada")
+    approved = command is Command.APPROVE
+    expected = RolloutState.RUNNING if approved else COMMANDS[state, command]
+    assert result.rollout.state is expected
     reverting = command is Command.ABORT_REVERT
     assert bool(result.revert) is reverting
 

@@ -124,6 +124,9 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
         "deadline_s": _POSITIVE,
         "min_per_class": Limit(least=0),
         "probation_s": Limit(least=0),
+        "max_per_site": Limit(least=1),
+        "holdback": Limit(least=0, below=0.5),
+        "approvals": Limit(least=0),
     },
     DeviceClass: {"threads": Limit(least=1), "context_tokens": Limit(least=64)},
     Budget: dict.fromkeys(

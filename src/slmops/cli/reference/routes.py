@@ -18,6 +18,7 @@ _WHO = {
     Access.ANYONE: "anyone",
     Access.DEVICE: "device",
     Access.OPERATOR: "operator",
+    Access.OWNER: "owner",
 }
 
 

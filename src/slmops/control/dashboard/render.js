@@ -59,6 +59,7 @@ function empty(...content) {
 const code = (text) => element("code", {}, text);
 
 const STATES = {
+  draft: ["draft", "warn"],
   running: ["running", "busy"],
   paused: ["❚❚ paused", "warn"],
   halted: ["✕ halted", "bad"],
@@ -170,6 +171,11 @@ function waveTone(rollout, wave) {
   return { halted: "halted", aborted: "later" }[rollout.state] ?? "now";
 }
 
+function waveName(rollout, wave) {
+  if (rollout.lab && wave.index === 0) return "Lab";
+  return `Wave ${wave.index + 1 - (rollout.lab ? 1 : 0)}`;
+}
+
 function waveNote(rollout, wave) {
   if (!wave.devices) return "no devices";
   const bad = wave.failed + wave.silent;
@@ -187,7 +193,7 @@ function strip(rollout) {
       element(
         "li", { class: `wave ${waveTone(rollout, wave)}` },
         element(
-          "h4", {}, `Wave ${wave.index + 1}`,
+          "h4", {}, waveName(rollout, wave),
           element("span", {}, waveNote(rollout, wave)),
         ),
         few ? element("ul", { class: "dots" }, ...members.map(dot)) : meter(wave),
@@ -218,11 +224,22 @@ function leftOut(rollout) {
 
 function heading(rollout) {
   const [text, tone] = STATES[rollout.state];
+  const what = rollout.reverts ? `${rollout.id}, back from ${rollout.reverts}` : rollout.id;
+  const who = rollout.started_by ? ` by ${rollout.started_by}` : "";
   return [
     element("h3", {}, rollout.release),
     pill(text, tone),
-    element("span", { class: "soft" }, `${rollout.id}, started `, at(rollout.created_at)),
+    element("span", { class: "soft" }, `${what}, started${who} `, at(rollout.created_at)),
   ];
+}
+
+function approvals(rollout) {
+  if (rollout.state !== "draft") return null;
+  return element(
+    "p", { class: "why" },
+    `${rollout.approved_by.length} of ${rollout.approvals} approvals: another operator gives one with `,
+    code(`slmops rollout approve ${rollout.id}`),
+  );
 }
 
 function legend() {
@@ -239,7 +256,7 @@ function current(rollout) {
   const why = rollout.reason && !bannered ? element("p", { class: "why soft" }, rollout.reason) : null;
   return element(
     "article", { class: "card rollout" },
-    element("header", {}, ...heading(rollout)), why,
+    element("header", {}, ...heading(rollout)), why, approvals(rollout),
     strip(rollout), failures(rollout), leftOut(rollout), legend(),
   );
 }
