@@ -7,10 +7,12 @@ of a continuation is only looked up, never computed.
 """
 
 import ctypes
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_bool, c_int8, c_int32, c_void_p
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 MAX_SEQUENCES = 65
 """The prompt's own and those of 64 continuations; more are computed in several batches."""
 _TREE_TOKENS = 256
-_WAVE_NATS = 3.0
-"""Nodes so much less likely than the likeliest wait for the next wave."""
+_WAVE_TOKENS = 16
+"""Most nodes computed before it is looked at again which are still likely enough."""
+_GUESS_NATS = 2.0
+"""What a token is taken to cost its continuation where that is not known yet."""
 _UNIFIED, _FLAGS = 29, slice(24, 30)
 """Of the context's structure behind its named fields: embeddings, offload_kqv, no_perf,
 op_offload, swa_full, kv_unified."""
@@ -39,13 +43,16 @@ class _Node:
 
     token: int
     depth: int
-    bound: float
-    """log p of the tokens down to here: none of its continuations is likelier."""
     sequences: list[int]
+    """The continuations through it that go on behind it, from 1."""
+    below: "list[_Node]"
+    bound: float = -math.inf
+    """log p of the tokens down to here: none of its continuations is likelier."""
+    taken: bool = False
 
 
 class _Tree:
-    """Continuations by what they begin with; grows along what is likely enough."""
+    """Continuations by what they begin with; computed along what is likely enough."""
 
     def __init__(
         self,
@@ -55,53 +62,80 @@ class _Tree:
         self._continuations = continuations
         self.scores: list[list[float]] = [[] for _ in continuations]
         self.greedy = [True for _ in continuations]
-        self._waiting: list[_Node] = []
-        self.best = self._branch(range(1, len(continuations) + 1), 0, 0.0, first)
+        sequences = range(1, len(continuations) + 1)
+        self._waiting = _grow(continuations, sequences, 0)
+        self.best = self._look_up(sequences, self._waiting, (0, 0.0), first)
 
-    def next_wave(self, least: float) -> list[_Node]:
-        """Take nodes to compute together: near the likeliest one, none below `least`.
+    def next_wave(self, least: float, most: int) -> list[_Node]:
+        """Take at most `most` nodes to compute together, none known to be below `least`.
 
-        Small batches cost as much a token as large ones do, so little is computed that
-        a better continuation would have ruled out.
+        The likeliest come first. A node behind one of the wave is taken on a guess, so
+        that the wave is full: small batches cost far more a token than large ones.
         """
-        self._waiting = [node for node in self._waiting if node.bound >= least]
-        if not self._waiting:
-            return []
-        top = max(node.bound for node in self._waiting)
-        near = max(least, top - _WAVE_NATS) if math.isfinite(least) else -math.inf
-        wave = [node for node in self._waiting if node.bound >= near][:_TREE_TOKENS]
-        taken = set(map(id, wave))
-        self._waiting = [node for node in self._waiting if id(node) not in taken]
+        order = itertools.count()
+        heap = [
+            (-node.bound, next(order), node)
+            for node in self._waiting
+            if node.bound >= least
+        ]
+        heapify(heap)
+        wave: list[_Node] = []
+        while heap and len(wave) < most:
+            guess, _, node = heappop(heap)
+            node.taken = True
+            wave.append(node)
+            for below in node.below:
+                if least <= -guess - _GUESS_NATS:
+                    heappush(heap, (guess + _GUESS_NATS, next(order), below))
+        self._waiting = [node for node in self._waiting if not node.taken]
         return wave
 
     def follow(self, node: _Node, logprobs: "npt.NDArray[np.float64]") -> float:
         """Add what follows a node and return log p of the likeliest that ends there."""
-        return self._branch(node.sequences, node.depth + 1, node.bound, logprobs)
+        at = (node.depth + 1, node.bound)
+        best = self._look_up(node.sequences, node.below, at, logprobs)
+        self._waiting += [below for below in node.below if not below.taken]
+        return best
 
-    def _branch(
+    def _look_up(
         self,
         sequences: Sequence[int],
-        depth: int,
-        bound: float,
+        nodes: Sequence[_Node],
+        at: tuple[int, float],
         logprobs: "npt.NDArray[np.float64]",
     ) -> float:
-        best, below = -math.inf, dict[int, _Node]()
-        top = float(logprobs.max())
+        depth, bound = at
+        best, top = -math.inf, float(logprobs.max())
         for sequence in sequences:
             tokens = self._continuations[sequence - 1]
-            token, score = tokens[depth], float(logprobs[tokens[depth]])
+            score = float(logprobs[tokens[depth]])
             self.scores[sequence - 1].append(score)
             self.greedy[sequence - 1] &= score >= top
             if len(tokens) == depth + 1:
                 best = max(best, bound + score)
-            elif token in below:
-                below[token].sequences.append(sequence)
-            else:
-                below[token] = _Node(
-                    token=token, depth=depth, bound=bound + score, sequences=[sequence]
-                )
-        self._waiting += below.values()
+        for node in nodes:
+            node.bound = bound + float(logprobs[node.token])
         return best
+
+
+def _grow(
+    continuations: Sequence[Sequence[int]], sequences: Sequence[int], depth: int
+) -> list[_Node]:
+    """Return the nodes at a depth, with all below; last tokens are none."""
+    through: dict[int, list[int]] = {}
+    for sequence in sequences:
+        tokens = continuations[sequence - 1]
+        if len(tokens) > depth + 1:
+            through.setdefault(tokens[depth], []).append(sequence)
+    return [
+        _Node(
+            token=token,
+            depth=depth,
+            sequences=members,
+            below=_grow(continuations, members, depth + 1),
+        )
+        for token, members in through.items()
+    ]
 
 
 class LlamaCppContinuations(LlamaCppScorer):
@@ -244,13 +278,15 @@ class LlamaCppContinuations(LlamaCppScorer):
     def _score_tree(
         self, tree: "_Tree", begin: int, best: float, margin: float
     ) -> "list[npt.NDArray[np.float64]]":
-        """Compute a tree in waves, the likeliest nodes first."""
+        """Compute a tree in waves, the likeliest nodes first, what precedes before it."""
         import numpy as np
 
         sequences = range(1, len(tree.scores) + 1)
         for sequence in sequences:
             self._lib.llama_memory_seq_cp(self._memory, 0, sequence, -1, -1)
-        while wave := tree.next_wave(best - margin):
+        # What nothing can rule out is computed at once.
+        most = _WAVE_TOKENS if math.isfinite(margin) else _TREE_TOKENS
+        while wave := tree.next_wave(best - margin, most):
             self._run(
                 [
                     (node.token, begin + node.depth, tuple(node.sequences), True)

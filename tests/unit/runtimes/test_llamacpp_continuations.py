@@ -1,6 +1,6 @@
 """Continuations of a prompt score as they would one by one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 from slmops.domain.errors import InvalidInputError
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.continuations import Continuations, open_continuations
+from slmops.runtimes.llamacpp_continuations import LlamaCppContinuations
 from slmops.testing.tiny_gguf import write_tiny_llama
 
 PROMPT = [1, 40, 41, 42, 43, 44, 45]
@@ -120,3 +121,72 @@ def test_the_end_of_a_turn_is_what_the_template_writes(scorer: Continuations) ->
 def test_a_runtime_without_continuations_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="ask with method generate"):
         open_continuations("echo", tmp_path / "a", WorkerSettings())
+
+
+class _Watched(LlamaCppContinuations):
+    """Remembers how many tokens each batch had."""
+
+    sizes: list[int]
+
+    def __init__(self, artefact: Path, settings: WorkerSettings) -> None:
+        self.sizes = []
+        super().__init__(artefact, settings)
+
+    def _run(self, rows: Sequence[tuple[int, int, tuple[int, ...], bool]]) -> None:
+        self.sizes.append(len(rows))
+        super()._run(rows)
+
+
+def _labels(seed: int) -> list[list[int]]:
+    """Twenty answers of 2 to 6 tokens that share beginnings as names of intents do."""
+    chance = np.random.default_rng(seed)
+    found: list[list[int]] = []
+    while len(found) < 20:
+        begin = [int(chance.integers(8))]
+        if found and chance.random() < 0.6:
+            begin = found[int(chance.integers(len(found)))][:2]
+        tail = chance.integers(10, 60, int(chance.integers(1, 5))).tolist()
+        if [*begin, *tail] not in found:
+            found.append([*begin, *tail])
+    return [[*each, 2] for each in found]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_margin_changes_no_likeliest_answer_whatever_they_share(
+    scorer: Continuations, seed: int
+) -> None:
+    answers = _labels(seed)
+    whole = [sum(one_by_one(scorer, PROMPT, tokens)) for tokens in answers]
+    for margin in (0.0, 1.0, 9.0):
+        cut = scorer.score(PROMPT, answers, margin=margin)
+        best = int(np.argmax(whole))
+        assert int(np.argmax([each.sum() for each in cut])) == best
+        for full, part, tokens in zip(whole, cut, answers, strict=True):
+            if full >= whole[best] - margin:
+                assert len(part) == len(tokens)
+            rounding = 1e-4 * len(tokens)
+            assert part.sum() >= full - rounding
+            if len(part) == len(tokens):
+                assert part.sum() == pytest.approx(full, abs=rounding)
+
+
+def test_labels_are_computed_in_few_full_batches(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_tiny_llama(path)
+    watched = _Watched(path, WorkerSettings(threads=1, context_tokens=128))
+    try:
+        watched.hold(PROMPT[:-1])
+        answers = _labels(7)
+        nodes = len({tuple(a[:end]) for a in answers for end in range(1, len(a))})
+        assert nodes > 32
+        watched.sizes = []
+        watched.score(PROMPT, answers, margin=9.0)
+        # The prompt's own token, then batches of 16: it is small ones that are dear.
+        assert watched.sizes[0] == 1
+        assert watched.sizes[1:3] == [16, 16]
+        assert sum(watched.sizes[1:]) <= nodes
+        watched.sizes = []
+        watched.score(PROMPT, answers)
+        assert watched.sizes == [1, nodes], "without a margin nothing is to be awaited"
+    finally:
+        watched.close()
