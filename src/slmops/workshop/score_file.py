@@ -13,6 +13,7 @@ percent of the mass.
 """
 
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ TOP_K = 256
 LEAST_WINDOWS = 2
 """Confidence bounds need two."""
 _TINY = 1e-30
+_CHUNK_LOGITS = 1 << 22
+"""Logits turned into log-probabilities at a time: 32 MiB of float64."""
 _OTHER_LENGTHS = frozenset({"tokens", "piece_ids", "piece_ends", "piece_bytes"})
 
 Floats = npt.NDArray[np.float32]
@@ -132,6 +135,22 @@ def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
     total: npt.NDArray[np.float64] = np.exp(wide).sum(axis=1, keepdims=True)
     wide -= np.log(total)
     return wide
+
+
+def logit_chunks(logits: Floats) -> Iterator[Floats]:
+    """Yield (rows, vocabulary) logits some rows at a time: in float64 they are large.
+
+    Raises:
+        InvalidInputError: they are not finite.
+    """
+    step = max(_CHUNK_LOGITS // logits.shape[1], 1)
+    for first in range(0, len(logits), step):
+        rows = logits[first : first + step]
+        if not np.isfinite(rows).all():
+            raise InvalidInputError(
+                "the model's logits are not finite: its weights are bad"
+            )
+        yield rows
 
 
 def top_of(logprobs: npt.NDArray[np.float64]) -> tuple[Integers, Floats, Floats]:

@@ -25,6 +25,7 @@ from slmops.workshop.score_file import (
     divergence,
     load_scores,
     log_softmax,
+    logit_chunks,
     save_scores,
     top_of,
 )
@@ -39,8 +40,6 @@ from slmops.workshop.token_map import (
 
 SCORES = "scores"
 """Role of the output."""
-_CHUNK_LOGITS = 1 << 22
-"""Logits turned into log-probabilities at a time: 32 MiB of float64."""
 
 
 def score_reference(job: Job) -> Mapping[str, Path]:
@@ -146,21 +145,17 @@ def matched_scores(
     klds, sames, losses = [], [], []
     rows = len(reference.nll) // len(matched.windows)
     for index, window in enumerate(matched.windows):
-        logprobs, token_losses = _window_scores(scorer, window.tokens)
+        logits: Floats = scorer.logits(window.tokens.tolist())
         own = window.begins != -1
         at = np.flatnonzero(own) + index * rows
-        predicting = logprobs[window.begins[own] - 1]
-        ids = reference.top_ids[at]
-        kld = carried_divergence(
-            (ids, reference.top_logprobs[at]),
-            reference.rest_logprob[at],
-            matched.carried,
-            predicting,
+        kld, same = _carried(
+            logits[window.begins[own] - 1], reference, at, matched.carried
         )
-        same = predicting.argmax(axis=1) == matched.carried[ids[:, 0]]
         klds.append(filled(kld, window.begins))
-        sames.append(filled(same.astype(np.float32), window.begins) > 0)
-        losses.append(spread_losses(token_losses, window.begins))
+        sames.append(filled(same, window.begins) > 0)
+        losses.append(
+            spread_losses(_token_losses(logits, window.tokens), window.begins)
+        )
         report(index + 1, len(matched.windows))
     return CandidateScores(
         kld=np.concatenate(klds),
@@ -181,19 +176,41 @@ def _trimmed_scores(
     return matched_scores(scorer, reference, matched, job.report)
 
 
-def _window_scores(
-    scorer: Scorer, tokens: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return (tokens, vocabulary) log-probabilities and (tokens,) losses; the first 0."""
-    logits: Floats = scorer.logits(tokens.tolist())
-    if not np.isfinite(logits).all():
-        raise InvalidInputError(
-            "the model's logits are not finite: its weights are bad"
+def _carried(
+    logits: Floats,
+    reference: ReferenceScores,
+    at: npt.NDArray[np.intp],
+    carried: npt.NDArray[Any],
+) -> tuple[Floats, Floats]:
+    """Return (rows,) divergences and whether both name the same token, as 0 or 1."""
+    # A window may have no position of its own.
+    klds, sames = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
+    first = 0
+    for rows in logit_chunks(logits):
+        logprobs = log_softmax(rows)
+        part = at[first : first + len(rows)]
+        first += len(rows)
+        ids = reference.top_ids[part]
+        top = (ids, reference.top_logprobs[part])
+        klds.append(
+            carried_divergence(top, reference.rest_logprob[part], carried, logprobs)
         )
-    logprobs = log_softmax(logits)
+        same = logprobs.argmax(axis=1) == carried[ids[:, 0]]
+        sames.append(same.astype(np.float32))
+    return np.concatenate(klds), np.concatenate(sames)
+
+
+def _token_losses(
+    logits: Floats, tokens: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    """Return (tokens,) losses; the first token is not predicted and has 0."""
     losses = np.zeros(len(tokens))
-    losses[1:] = _loss(logprobs[:-1], tokens[1:])
-    return logprobs, losses
+    first = 1
+    for rows in logit_chunks(logits[:-1]):
+        after = slice(first, first + len(rows))
+        losses[after] = _loss(log_softmax(rows), tokens[after])
+        first += len(rows)
+    return losses
 
 
 def _pieces(scorer: Scorer, *ids: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
@@ -228,15 +245,10 @@ def _scored(
     """Yield log-probabilities and true successors of a window's scored positions."""
     context = context_of(len(window))
     logits: Floats = scorer.logits(window.tolist())[context - 1 : -1]
-    if not np.isfinite(logits).all():
-        raise InvalidInputError(
-            "the model's logits are not finite: its weights are bad"
-        )
-    step = max(_CHUNK_LOGITS // logits.shape[1], 1)
-    for first in range(0, len(logits), step):
-        rows = logits[first : first + step]
-        begin = context + first
+    begin = context
+    for rows in logit_chunks(logits):
         yield log_softmax(rows), window[begin : begin + len(rows)]
+        begin += len(rows)
 
 
 def _loss(

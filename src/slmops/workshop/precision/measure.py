@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from slmops.domain.errors import InvalidInputError
 from slmops.runtimes.base import WorkerSettings
@@ -48,7 +49,7 @@ from slmops.workshop.precision.sensitivity import (
     TensorSensitivity,
 )
 from slmops.workshop.precision.statistics_file import load_statistics
-from slmops.workshop.quantize import Matrix, predict_quantized
+from slmops.workshop.quantize import predict_quantized
 
 SENSITIVITY = "sensitivity"
 """Role of the output."""
@@ -92,7 +93,8 @@ def run(job: Job) -> Mapping[str, Path]:
     with open_probe(
         job.inputs["model"],
         job.inputs["text"].read_text(encoding="utf-8"),
-        job.state / "probe.gguf",
+        # Not in the state: a killed job must not leave a copy of the model for long.
+        job.output / "probe.gguf",
         settings=settings,
         tokens=job.parameter("tokens", int),
     ) as probe:
@@ -222,7 +224,7 @@ class _Bench:
         )
         if not fitting:
             return fixed_tensor(tensor)
-        values = _some_rows(self.probe.weights(tensor.name))
+        values = self.probe.rows(tensor.name, _some_rows(tensor.rows))
         found = []
         for damage in damages(tensor, values, fitting, importance):
             found.append(damage)
@@ -263,14 +265,15 @@ class _Bench:
     def _rounded(
         self, name: str, kind: str, importance: Importance
     ) -> AbstractContextManager[None]:
-        rows = rounded_rows(self.probe.weights(name), kind, importance)
-        return self.probe.changed(name, rows)
+        return self.probe.changed(
+            name, lambda rows: rounded_rows(rows, kind, importance)
+        )
 
 
-def _some_rows(values: Matrix) -> Matrix:
-    """Return at most `_ERROR_ROWS` rows, evenly spaced: rows are rounded alone."""
-    picked = np.linspace(0, len(values) - 1, min(len(values), _ERROR_ROWS))
-    return np.ascontiguousarray(values[picked.round().astype(np.intp)])
+def _some_rows(rows: int) -> npt.NDArray[np.intp]:
+    """Return at most `_ERROR_ROWS` places, evenly spaced: rows are rounded alone."""
+    picked = np.linspace(0, rows - 1, min(rows, _ERROR_ROWS))
+    return picked.round().astype(np.intp)
 
 
 def _to_measure(tensor: TensorEntry, found: Sequence[Damage]) -> tuple[str, ...]:

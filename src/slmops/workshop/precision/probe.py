@@ -9,24 +9,28 @@ mapping shows the change is checked, never assumed: a runtime that copies or reo
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from slmops.domain.errors import InvalidInputError, UnavailableError
+from slmops.domain.errors import UnavailableError
 from slmops.runtimes.base import Scorer, WorkerSettings, load_runtime
 from slmops.workshop.gguf_file import TensorEntry, read_header
-from slmops.workshop.quantize import Matrix, decode_rows, encode_rows
+from slmops.workshop.quantize import Matrix, decode_rows, encode_rows, read_rows
 from slmops.workshop.score_file import (
     context_of,
     cut_windows,
     divergence,
     log_softmax,
+    logit_chunks,
     top_of,
 )
+
+Change = Callable[[Matrix], Matrix]
+"""Gives (rows, width) weights from weights."""
 
 _SAME = 1e-6
 """Divergence, nats, that the model may have from itself: rounding of what is kept."""
@@ -36,38 +40,58 @@ class Probe:
     """A model in its runtime, and what it said of a text before it was changed."""
 
     def __init__(
-        self, scorer: Scorer, path: Path, windows: npt.NDArray[np.int32]
+        self,
+        scorer: Scorer,
+        files: tuple[Path, Path],
+        windows: npt.NDArray[np.int32],
     ) -> None:
-        """Score the text once; see `open_probe`."""
+        """Score the text once; see `open_probe`.
+
+        Args:
+            scorer: has mapped the copy.
+            files: the model, which is never written, and its copy.
+            windows: (windows, tokens) token ids.
+        """
         self._scorer = scorer
-        self._path = path
+        self._model, self._path = files
         self._windows = windows
-        self._reference = [top_of(self._logprobs(window)) for window in windows]
+        self._reference = [
+            [top_of(part) for part in self._logprobs(window)] for window in windows
+        ]
         self.tensors: Mapping[str, TensorEntry] = {
-            tensor.name: tensor for tensor in read_header(path).tensors
+            tensor.name: tensor for tensor in read_header(self._model).tensors
         }
 
     @property
     def positions(self) -> int:
         """Scored positions."""
-        return sum(len(rest) for _, _, rest in self._reference)
+        return sum(len(rest) for window in self._reference for _, _, rest in window)
 
-    def weights(self, name: str) -> Matrix:
-        """Return a tensor's weights as they are in the file now, (rows, width)."""
+    def rows(self, name: str, places: npt.NDArray[np.intp]) -> Matrix:
+        """Return some rows of a tensor's own weights, (places, width)."""
         tensor = self.tensors[name]
-        with self._path.open("rb") as file:
-            raw = os.pread(file.fileno(), tensor.bytes, tensor.offset)
-        return decode_rows(raw, tensor.kind, tensor.rows, tensor.width)
+        row_bytes = tensor.bytes // tensor.rows
+        with self._model.open("rb") as file:
+            raw = b"".join(
+                os.pread(file.fileno(), row_bytes, tensor.offset + place * row_bytes)
+                for place in places.tolist()
+            )
+        return decode_rows(raw, tensor.kind, len(places), tensor.width)
 
     @contextmanager
-    def changed(self, name: str, values: Matrix) -> Iterator[None]:
-        """Let a tensor have other weights for a while."""
-        before = self.weights(name)
-        self._write(name, values)
+    def changed(self, name: str, change: Change) -> Iterator[None]:
+        """Let a tensor have other weights for a while.
+
+        Args:
+            name: of the tensor.
+            change: gives the weights of some rows, (rows, width), from their own. It is
+                asked for some rows at a time: an embedding may be larger than memory.
+        """
+        self._write(name, change)
         try:
             yield
         finally:
-            self._write(name, before)
+            self._write(name, lambda rows: rows)
 
     def kld(self) -> float:
         """Return the mean KL divergence from the unchanged model, nats.
@@ -77,14 +101,11 @@ class Probe:
         """
         found = [
             divergence(
-                top,
-                rest,
-                np.take_along_axis(
-                    self._logprobs(window), ids.astype(np.int64), axis=1
-                ),
+                top, rest, np.take_along_axis(part, ids.astype(np.int64), axis=1)
             )
-            for window, (ids, top, rest) in zip(
-                self._windows, self._reference, strict=True
+            for window, reference in zip(self._windows, self._reference, strict=True)
+            for part, (ids, top, rest) in zip(
+                self._logprobs(window), reference, strict=True
             )
         ]
         return float(np.concatenate(found).mean(dtype=np.float64))
@@ -107,7 +128,7 @@ class Probe:
         Raises:
             UnavailableError: it does not.
         """
-        with self.changed(name, np.zeros_like(self.weights(name))):
+        with self.changed(name, np.zeros_like):
             found = self.kld()
         if found <= _SAME:
             raise UnavailableError(
@@ -115,25 +136,31 @@ class Probe:
                 f" {name} was set to zero without any effect"
             )
 
-    def _write(self, name: str, values: Matrix) -> None:
+    def _write(self, name: str, change: Change) -> None:
         tensor = self.tensors[name]
-        raw = encode_rows(values, tensor.kind)
         descriptor = os.open(self._path, os.O_RDWR)
+        at = tensor.offset
         try:
-            written = os.pwrite(descriptor, raw, tensor.offset)
+            with self._model.open("rb") as file:
+                for rows in read_rows(file, tensor):
+                    raw = encode_rows(change(rows), tensor.kind)
+                    written = os.pwrite(descriptor, raw, at)
+                    if written != len(raw):
+                        raise UnavailableError(
+                            f"{self._path}: only {written} bytes were written"
+                        )
+                    at += written
         finally:
             os.close(descriptor)
-        if written != len(raw):
-            raise UnavailableError(f"{self._path}: only {written} bytes were written")
 
-    def _logprobs(self, window: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    def _logprobs(
+        self, window: npt.NDArray[np.int32]
+    ) -> Iterator[npt.NDArray[np.float64]]:
+        """Yield log-probabilities of a window's scored positions, some rows at a time."""
         context = context_of(len(window))
         logits = self._scorer.logits(window.tolist())[context - 1 : -1]
-        if not np.isfinite(logits).all():
-            raise InvalidInputError(
-                "the model's logits are not finite: its weights are bad"
-            )
-        return log_softmax(logits)
+        for rows in logit_chunks(logits):
+            yield log_softmax(rows)
 
 
 @contextmanager
@@ -157,7 +184,7 @@ def open_probe(
     scorer = load_runtime("llamacpp").open_scorer(scratch, settings)
     try:
         windows = cut_windows(scorer.tokenize(text), settings.context_tokens, tokens)
-        yield Probe(scorer, scratch, windows)
+        yield Probe(scorer, (model, scratch), windows)
     finally:
         scorer.close()
         scratch.unlink(missing_ok=True)
