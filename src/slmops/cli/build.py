@@ -95,10 +95,12 @@ def build(  # noqa: PLR0917 - options are arguments
     from slmops.workshop.blueprints import load_resolved
     from slmops.workshop.pipeline import BuildOptions, run_build
     from slmops.workshop.recipe_lock import lock_build
+    from slmops.workshop.requirements import require_extras
 
     resolved = load_resolved(blueprint)
     lock_build(resolved, workspace, blueprint, locked=locked)
     wanted = resolved.blueprint
+    require_extras(wanted, on_ray=executor == "ray", to_mlflow=mlflow is not None)
     tracking = _tracking(mlflow, wanted.name)
     options = BuildOptions(
         candidates=_names(candidates),

@@ -38,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "slmops.cli.operator:operator",
         "Give people tokens of their own, to approve and be named.",
     ),
+    "workspace": (
+        "slmops.cli.workspace:workspace_",
+        "See how full the workspace is, and free space.",
+    ),
     "demo": (
         "slmops.cli.demo:demo",
         "Play the whole loop with a real model and fleet.",

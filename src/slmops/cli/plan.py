@@ -9,6 +9,7 @@ from slmops.cli import render
 from slmops.registry.workspace import Workspace
 
 if TYPE_CHECKING:
+    from slmops.workshop.disk_needs import DiskNeeds
     from slmops.workshop.plan import BuildPlan, CandidatePlan
 
 _MB = 1_000_000
@@ -29,11 +30,15 @@ def plan(workspace: Workspace, blueprint: Path, as_json: bool) -> None:
     from slmops.domain.blueprint import CONTROL_QUANTIZATION
     from slmops.workshop.artefacts import built_quantizations
     from slmops.workshop.blueprints import load_blueprint
+    from slmops.workshop.disk_needs import disk_needs, with_built
+    from slmops.workshop.gguf_file import read_header
     from slmops.workshop.machine import load_prior
     from slmops.workshop.models import find_grid, find_model, reference_path
     from slmops.workshop.plan import candidate_names, plan_build
+    from slmops.workshop.requirements import require_extras
 
     wanted = load_blueprint(blueprint)
+    require_extras(wanted)
     record = find_model(workspace, wanted.model)
     reference = reference_path(workspace, record)
     names = candidate_names(wanted.candidates)
@@ -53,6 +58,10 @@ def plan(workspace: Workspace, blueprint: Path, as_json: bool) -> None:
         render.json_document(planned)
         return
     _render(planned)
+    _show_disk(
+        workspace,
+        disk_needs(wanted, planned, read_header(reference), with_built(built)),
+    )
 
 
 def _render(planned: "BuildPlan") -> None:
@@ -97,6 +106,16 @@ def _render(planned: "BuildPlan") -> None:
             f"the reference's source was quantized, mainly {planned.reference_grid}; with its"
             f" tensors' types, so better looking than they are: {', '.join(flattered) or 'none'}"
         )
+
+
+def _show_disk(workspace: Workspace, needs: "DiskNeeds") -> None:
+    from slmops.workshop.disk import MIB, free_bytes
+
+    free = free_bytes(workspace.root)
+    render.note(
+        f"a build would write at most {needs.bytes / MIB:.0f} MiB,"
+        f" {free / MIB:.0f} MiB are free"
+    )
 
 
 def _row(candidate: "CandidatePlan") -> tuple[object, ...]:

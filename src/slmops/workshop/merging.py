@@ -1,6 +1,5 @@
 """A model of the workspace with an adapter merged into it: a new model."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +7,10 @@ from slmops.domain.ids import check_name
 from slmops.domain.release import ModelRecord
 from slmops.registry.workspace import Workspace
 from slmops.workshop.adapters import merge_adapter
+from slmops.workshop.disk import said_when_full
 from slmops.workshop.gguf_source import open_gguf
 from slmops.workshop.models import import_opened, reference_path
+from slmops.workshop.own_folder import own_folder
 from slmops.workshop.progress import Progress, silent
 from slmops.workshop.source_grid import load_source_types, main_type
 
@@ -44,8 +45,11 @@ def merge_into_model(
         check_name(name, where="--name")
     reference = reference_path(workspace, record)
     workspace.root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".merge-", dir=workspace.root) as folder:
-        path = Path(folder) / "merged.gguf"
+    with (
+        said_when_full(workspace.root),
+        own_folder(workspace.root, prefix=".merge-") as folder,
+    ):
+        path = folder / "merged.gguf"
         with path.open("wb") as file:
             merged = merge_adapter(reference, adapter, file, progress=progress)
         header = merged.model

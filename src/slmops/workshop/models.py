@@ -17,6 +17,7 @@ from slmops.domain.release import ModelRecord
 from slmops.registry.blobs import BlobStore, write_atomically
 from slmops.registry.workspace import Workspace
 from slmops.wire.codec import decode_json, encode_json
+from slmops.workshop.disk import said_when_full
 from slmops.workshop.gguf_file import GgufHeader, read_header
 from slmops.workshop.gguf_source import open_gguf
 from slmops.workshop.model_shape import read_shape
@@ -64,16 +65,17 @@ def import_model(
         InvalidInputError: no model, a damaged one, or one that is not supported.
         NotFoundError: nothing at that path, or no such Hub id.
         ConflictError: another model has that name already, with other bytes.
-        UnavailableError: the Hub cannot be reached.
+        UnavailableError: the Hub cannot be reached, or the disk is full.
     """
     if name is not None:
         check_name(name, where="--name")
-    return import_opened(
-        _open_source(source, revision, progress),
-        workspace,
-        name=name,
-        progress=progress,
-    )
+    with said_when_full(workspace.blobs):
+        return import_opened(
+            _open_source(source, revision, progress),
+            workspace,
+            name=name,
+            progress=progress,
+        )
 
 
 def import_opened(

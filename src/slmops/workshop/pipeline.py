@@ -16,6 +16,7 @@ Every figure comes from a cached step or is a pure function of cached steps, so 
 build computes nothing and finds the same result, byte for byte.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from slmops.domain.ids import Digest
 from slmops.registry.workspace import Workspace
 from slmops.runtimes.base import load_runtime
 from slmops.runtimes.speed import machine_fingerprint
+from slmops.workshop.already_made import done_before
 from slmops.workshop.artefacts import Artefact
 from slmops.workshop.asked import ask_tasks
 from slmops.workshop.board import Board
@@ -41,13 +43,18 @@ from slmops.workshop.candidates import (
     chosen_variants,
     reference_row,
 )
+from slmops.workshop.disk import said_when_full
+from slmops.workshop.disk_needs import disk_needs, require_space
 from slmops.workshop.feasibility import SelectionRules
 from slmops.workshop.forecast import measured_prior
+from slmops.workshop.gguf_file import read_header
 from slmops.workshop.goldens import load_golden
+from slmops.workshop.housekeeping import find_leftovers
 from slmops.workshop.machine import load_prior, save_prior
 from slmops.workshop.models import find_grid, find_model, reference_path
-from slmops.workshop.plan import plan_build
+from slmops.workshop.plan import BuildPlan, plan_build
 from slmops.workshop.progress import Progress, silent
+from slmops.workshop.requirements import require_extras
 from slmops.workshop.scored import quantize_and_score
 from slmops.workshop.search.explore import build_structures, prepare_reference
 from slmops.workshop.search.makings import candidate_makings
@@ -124,18 +131,20 @@ def run_build(
     Raises:
         NotFoundError: the model is not imported, or a text does not exist.
         InvalidInputError: unknown candidates, a text that is too short, a damaged model,
-            or a runtime that is not installed.
+            or a runtime or an extra that is not installed.
         OverBudgetError: no candidate fits a class; names the nearest miss.
         UntrustedError: the reference's bytes have changed.
-        UnavailableError: a child process was killed.
+        UnavailableError: a child process was killed, or the disk is full, or too full
+            to begin.
     """
     options = options or BuildOptions()
     if options.candidates is not None:
         blueprint = replace(blueprint, candidates=options.candidates)
     model = find_model(workspace, blueprint.model)
     runtime = _common_runtime(blueprint)
+    require_extras(blueprint, on_ray=options.executor == RAY)
     grid = find_grid(workspace, model)
-    plan_build(
+    plan = plan_build(
         blueprint,
         model,
         reference_path(workspace, model),
@@ -143,6 +152,7 @@ def run_build(
         source_types=grid.types,
     )
     with ExitStack() as stack:
+        stack.enter_context(said_when_full(workspace.root))
         stack.enter_context(build_lock(workspace, progress))
         board = stack.enter_context(Board(progress=progress))
         build = BuildContext(
@@ -156,7 +166,18 @@ def run_build(
             grid=grid,
         )
         build.runner.cache.clean()
+        _require_space(build, plan)
         return _run(build, below_floor=options.below_floor)
+
+
+def _require_space(build: BuildContext, plan: BuildPlan) -> None:
+    header = read_header(reference_path(build.workspace, build.model))
+    needs = disk_needs(build.blueprint, plan, header, done_before(build))
+
+    def freeable() -> int:
+        return find_leftovers(build.workspace, now=math.inf).bytes
+
+    require_space(needs, build.workspace.root, freeable)
 
 
 def _bench(

@@ -123,10 +123,16 @@ class StepCache:
         whole = [self._is_whole(digest) for digest in record.outputs.values()]
         return record if all(whole) else None
 
+    def peek(self, step: Step) -> StepRecord | None:
+        """Return the record of a finished step whose outputs are there, whole or not."""
+        record = self._read(step)
+        if record is None or not all(map(self.blobs.has, record.outputs.values())):
+            return None
+        return record
+
     def has(self, step: Step) -> bool:
         """Tell whether a step is finished and its outputs are there, whole or not."""
-        record = self._read(step)
-        return record is not None and all(map(self.blobs.has, record.outputs.values()))
+        return self.peek(step) is not None
 
     def save(self, record: StepRecord) -> None:
         """Make a finished step known; its outputs are in the blob store already."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from slmops.domain.errors import SlmopsError
+from slmops.workshop.disk import full_disk
 from slmops.workshop.jobs.job import Job, Value
 from slmops.workshop.jobs.kinds import find_kind
 
@@ -68,6 +69,12 @@ def main() -> None:
     except SlmopsError as error:
         reports.send({"error": error.code, "message": str(error)})
         _leave(error.exit_code)
+    except Exception as error:
+        said = full_disk(error, Path(order["output"]))
+        if said is None:
+            raise
+        reports.send({"error": said.code, "message": f"{order['kind']}: {said}"})
+        _leave(said.exit_code)
     else:
         reports.send({"outputs": outputs})
         _leave(0)

@@ -13,7 +13,6 @@ import contextlib
 import importlib.util
 import os
 import secrets
-import shutil
 import sys
 import tempfile
 import threading
@@ -45,6 +44,7 @@ from slmops.workshop.jobs.ray_node import (
     carry_out,
     tool_of,
 )
+from slmops.workshop.own_folder import own_folder
 
 ADDRESS = "RAY_ADDRESS"
 """Environment variable that Ray itself reads: a cluster to join."""
@@ -248,14 +248,13 @@ def _started(folder: Path, num_cpus: int) -> Iterator[None]:
             "executor ray: Ray was imported before it was told to keep to loopback"
         )
     # Names of sockets are short, so this cannot lie in the workspace.
-    temporary = Path(tempfile.mkdtemp(prefix="slmops-ray-"))
-    variables = {
-        **_QUIET,
-        **_LOCAL,
-        "RAY_AUTH_TOKEN": _TOKEN,
-        NODE_FOLDER: str(folder.parent / ".ray"),
-    }
-    try:
+    with own_folder(Path(tempfile.gettempdir()), prefix="slmops-ray-") as temporary:
+        variables = {
+            **_QUIET,
+            **_LOCAL,
+            "RAY_AUTH_TOKEN": _TOKEN,
+            NODE_FOLDER: str(folder.parent / ".ray"),
+        }
         with (
             _environment(variables),
             _connected(
@@ -268,8 +267,6 @@ def _started(folder: Path, num_cpus: int) -> Iterator[None]:
             ),
         ):
             yield
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_exposed(ray: Any) -> bool:  # noqa: ANN401 - the module

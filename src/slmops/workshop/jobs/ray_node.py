@@ -10,16 +10,12 @@ Every piece is at most `PIECE_BYTES`, so that the object stores hold pieces and 
 models.
 """
 
-import contextlib
-import fcntl
 import os
 import shutil
 import socket
-import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +34,7 @@ from slmops.workshop.jobs.kinds import find_kind
 from slmops.workshop.jobs.order import Order
 from slmops.workshop.jobs.processes import JobProcesses
 from slmops.workshop.jobs.tools import tool_version
+from slmops.workshop.own_folder import own_folder
 
 PIECE_BYTES = 8 << 20
 """Most that goes through an object store at once, for each job."""
@@ -153,7 +150,7 @@ def _outputs(ticket: Ticket, desk: Any) -> dict[str, tuple[str, Digest]]:  # noq
     cache = BlobStore(root)
     cache.remove_partials()
     _shrink(cache, ticket.cache_bytes)
-    with _folder_of_its_own(scratch) as own:
+    with own_folder(scratch) as own:
         inputs, output = own / "inputs", own / "output"
         inputs.mkdir()
         output.mkdir()
@@ -175,34 +172,6 @@ def _outputs(ticket: Ticket, desk: Any) -> dict[str, tuple[str, Digest]]:  # noq
         sent = {role: _sent(path, output, desk) for role, path in made.items()}
     shutil.rmtree(state, ignore_errors=True)
     return sent
-
-
-@contextmanager
-def _folder_of_its_own(scratch: Path) -> Iterator[Path]:
-    """Have an empty folder, and remove those whose jobs were killed."""
-    with contextlib.ExitStack() as stack:
-        with _held(scratch):
-            for left in scratch.iterdir():
-                with contextlib.suppress(BlockingIOError), _held(left, wait=False):
-                    shutil.rmtree(left, ignore_errors=True)
-            own = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch)))
-            stack.enter_context(_held(own))
-        yield own
-
-
-@contextmanager
-def _held(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a folder for a block: the lock ends with the process, however that ends.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _gathered(

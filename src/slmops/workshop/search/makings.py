@@ -26,7 +26,7 @@ def candidate_makings(
     blueprint = levers.build.blueprint
     found = [_control(structures[0])]
     for structure in structures:
-        makings = _makings(levers, structure)
+        makings = structure_makings(levers, structure)
         found += [each for each in makings if each.label != CONTROL_QUANTIZATION]
     mixed = blueprint.recipe.mixed
     if mixed is not None and mixed.megabytes and not any(m.assignment for m in found):
@@ -46,7 +46,8 @@ def _control(base: Structure) -> Making:
     return Making(model=base.model, quantization=CONTROL_QUANTIZATION)
 
 
-def _makings(levers: Levers, structure: Structure) -> Iterator[Making]:
+def structure_makings(levers: Levers, structure: Structure) -> Iterator[Making]:
+    """Yield a structure's candidates, in a fixed order; some need steps before them."""
     blueprint = levers.build.blueprint
     plain = Making(
         model=structure.model,

@@ -11,6 +11,7 @@ from slmops.workshop.jobs import ray_node
 from slmops.workshop.jobs.order import Order
 from slmops.workshop.jobs.ray_executor import ray_executor
 from slmops.workshop.jobs.ray_node import Desk, Ticket, carry_out, tool_of
+from slmops.workshop.own_folder import own_folder
 
 
 def ticket(*, tool: str | None = None) -> Ticket:
@@ -79,9 +80,9 @@ def test_a_node_drops_inputs_used_longest_ago(tmp_path: Path) -> None:
 def test_a_killed_jobs_folder_goes_and_a_running_ones_stays(tmp_path: Path) -> None:
     left = tmp_path / "left"
     left.mkdir()
-    with ray_node._folder_of_its_own(tmp_path) as first:
+    with own_folder(tmp_path) as first:
         assert not left.exists()
-        with ray_node._folder_of_its_own(tmp_path) as second:
+        with own_folder(tmp_path) as second:
             assert first.exists()
             assert first != second
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,53 @@
+"""Scratch folders that nobody inherits: held while they are used, removed when they are not.
+
+A process that is killed cannot tidy up. So each folder is locked by its owner for as long
+as it lives, and whoever makes the next one removes those that nobody holds any more.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def own_folder(parent: Path, *, prefix: str = "") -> Iterator[Path]:
+    """Have an empty folder for a block, and remove those whose owners were killed.
+
+    Args:
+        parent: exists; one owner at a time makes and removes folders in it.
+        prefix: of the folder's name; only such are removed.
+    """
+    with contextlib.ExitStack() as stack:
+        with held(parent):
+            remove_abandoned(parent, prefix=prefix)
+            made = tempfile.TemporaryDirectory(dir=parent, prefix=prefix)
+            own = Path(stack.enter_context(made))
+            stack.enter_context(held(own))
+        yield own
+
+
+def remove_abandoned(parent: Path, *, prefix: str) -> None:
+    """Remove folders below `parent` that nobody holds; others' are left alone."""
+    for left in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), held(left, wait=False):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a folder for a block: the lock ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
