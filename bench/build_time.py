@@ -1,7 +1,8 @@
 """What a build takes: wall and CPU time and memory, cold and warm; quantizing beside a peer.
 
-    python bench/build_time.py [--rounds 3] [--part quantize|build] [--peer PYTHON]
-        [--candidates Q8_0,Q4_K_M,Q4_0] [--json FILE]
+    python bench/build_time.py [--rounds 3] [--part quantize|build|change]
+        [--peer PYTHON] [--candidates Q8_0,Q4_K_M,Q4_0] [--bases plain,calibrated]
+        [--json FILE]
 
 Quantize: SmolLM2-135M from 16 bit, ours and llama.cpp's `llama_model_quantize` in turn,
 each in a new process, one thread. The peer needs an interpreter that has cyllama; without
@@ -12,22 +13,31 @@ a workspace that holds only the imported model (cold), then again (warm, which m
 compute nothing). There is no peer for a whole build. CPU time includes all children;
 "parent" is the peak memory of the process that runs the build, "largest" that of the
 largest child.
+
+Change: six candidates for the three classes of `slmops init`. Cold once a round; then one
+key of the blueprint is changed, always from the same blueprint and in the same workspace,
+and built again: `changes` says which and how. `of cold` is that build's share of the cold
+one's time. Builds without a recipe and with one are two tables: ``--bases``.
 """
 
 import hashlib
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from changes import BASES, Changes
 from measure import Column, options, peak_mib, print_table, shown, spread, write_json
 from model import import_smollm2
 
+from slmops.domain.blueprint import Blueprint
 from slmops.domain.release import Estimate
 from slmops.registry.workspace import Workspace
 from slmops.wire import codec
@@ -49,6 +59,7 @@ print(Path("/proc/self/status").read_text())
 """
 _KIB_PER_MIB = 1024
 _STATUS = Path("/proc/self/status")
+_WORKSPACE = "workspace"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +92,8 @@ class BuildCost:
     """Steps in all."""
     stages: dict[str, float]
     """Stage → wall time, s."""
+    computed: dict[str, int]
+    """Kind of step → how many were computed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,26 +184,52 @@ def time_builds(rounds: int, candidates: str | None) -> dict[str, list[BuildCost
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            _, record = import_smollm2(folder / "workspace")
-            write_blueprint(folder, record.name)
+            blueprint = _first_blueprint(folder)
+            if candidates is not None:
+                kinds = tuple(candidates.split(","))
+                blueprint = replace(blueprint, candidates=kinds)
             for run in ("cold", "warm"):
-                command = [sys.executable, __file__, "--build", str(folder)]
-                if candidates is not None:
-                    command += ["--candidates", candidates]
-                said = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-                cost = codec.decode_json(said.stdout, BuildCost, where="build")
-                costs[run].append(cost)
+                costs[run].append(_build_apart(folder, blueprint))
     assert not any(cost.executed for cost in costs["warm"]), "a warm build computed"
     return costs
 
 
-def build_once(folder: Path, candidates: str | None) -> BuildCost:
+def time_changes(rounds: int, change: Changes) -> dict[str, list[BuildCost]]:
+    """Build cold, then after each change of one key, in the same workspace."""
+    costs: dict[str, list[BuildCost]] = {}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for run, blueprint in change(_first_blueprint(folder), folder).items():
+                cost = _build_apart(folder, blueprint)
+                print(run, cost, file=sys.stderr, flush=True)
+                costs.setdefault(run, []).append(cost)
+    assert not any(cost.executed for cost in costs["nothing"]), "a warm build computed"
+    return costs
+
+
+def _first_blueprint(folder: Path) -> Blueprint:
+    """Import the model, and return the blueprint that `slmops init` writes for it."""
+    _, record = import_smollm2(folder / _WORKSPACE)
+    path, _ = write_blueprint(folder, record.name)
+    return load_blueprint(path)
+
+
+def _build_apart(folder: Path, blueprint: Blueprint) -> BuildCost:
+    """Build in a process of its own."""
+    path = folder / "blueprint.json"
+    path.write_bytes(codec.encode_json(blueprint))
+    command = [sys.executable, __file__, "--build", str(path)]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return codec.decode_json(said.stdout, BuildCost, where="build")
+
+
+def build_once(path: Path) -> BuildCost:
     """Build in this process and tell what it took."""
-    blueprint = load_blueprint(folder / "blueprint.yaml")
-    if candidates is not None:
-        blueprint = replace(blueprint, candidates=tuple(candidates.split(",")))
+    blueprint = load_blueprint(path)
+    workspace = Workspace(root=path.parent / _WORKSPACE)
     begun = time.perf_counter()
-    built = run_build(blueprint, Workspace(root=folder / "workspace"), folder=folder)
+    built = run_build(blueprint, workspace, folder=path.parent)
     wall = time.perf_counter() - begun
     own = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -203,6 +242,7 @@ def build_once(folder: Path, candidates: str | None) -> BuildCost:
         executed=built.executed,
         steps=len(built.steps),
         stages=built.stages,
+        computed=dict(Counter(step.kind for step in built.steps if not step.reused)),
     )
 
 
@@ -229,14 +269,17 @@ def _show_quantizers(rows: Sequence[QuantizeRow]) -> None:
 
 
 def _show_builds(costs: dict[str, list[BuildCost]]) -> None:
+    cold = next(iter(costs.values()))
     print_table(
         (
-            Column(title="build", width=10),
+            Column(title="build", width=20),
             Column(title="steps", width=9),
             Column(title="wall s", width=22),
             Column(title="CPU s", width=22),
             Column(title="parent MiB", width=10),
             Column(title="largest MiB", width=11),
+            Column(title="wall of cold", width=12),
+            Column(title="CPU of cold", width=11),
         ),
         [
             (
@@ -246,35 +289,51 @@ def _show_builds(costs: dict[str, list[BuildCost]]) -> None:
                 shown(spread([run.cpu_s for run in runs])),
                 f"{max(run.parent_mib for run in runs):.0f}",
                 f"{max(run.largest_mib for run in runs):.0f}",
+                *_of_cold(runs, cold),
             )
             for name, runs in costs.items()
         ],
     )
-    stages = costs["cold"][0].stages
-    print("cold, wall s:", ", ".join(f"{name} {s:g}" for name, s in stages.items()))
+    for name, runs in costs.items():
+        stages = ", ".join(f"{stage} {s:g}" for stage, s in runs[0].stages.items())
+        made = ", ".join(f"{n} {kind}" for kind, n in runs[0].computed.items())
+        print(f"{name}: computed {made or 'nothing'}; wall s: {stages}")
+
+
+def _of_cold(runs: Sequence[BuildCost], cold: Sequence[BuildCost]) -> tuple[str, str]:
+    """Return medians of the ratios of each round: wall and CPU time."""
+    pairs = list(zip(runs, cold, strict=True))
+    wall = statistics.median(run.wall_s / whole.wall_s for run, whole in pairs)
+    cpu = statistics.median(run.cpu_s / whole.cpu_s for run, whole in pairs)
+    return f"{wall:.3f}", f"{cpu:.3f}"
 
 
 def main() -> None:
     """Measure, print, write; or be the process that is measured."""
     parser = options(__doc__, rounds=3)
-    parser.add_argument("--part", choices=("quantize", "build"))
+    parser.add_argument("--part", choices=("quantize", "build", "change"))
     parser.add_argument("--peer", help="interpreter that has cyllama")
-    parser.add_argument("--candidates", help="build these instead of the blueprint's")
-    parser.add_argument("--build", type=Path, metavar="FOLDER")
+    parser.add_argument("--candidates", help="build these instead (part build)")
+    parser.add_argument("--bases", default=",".join(BASES), help="of part change")
+    parser.add_argument("--build", type=Path, metavar="BLUEPRINT")
     chosen = parser.parse_args()
     if chosen.build is not None:
-        print(codec.encode_json(build_once(chosen.build, chosen.candidates)).decode())
+        print(codec.encode_json(build_once(chosen.build)).decode())
         return
+    parts = ("quantize", "build", "change") if chosen.part is None else (chosen.part,)
     results: dict[str, object] = {}
-    if chosen.part != "build":
+    builds: dict[str, dict[str, list[BuildCost]]] = {}
+    if "quantize" in parts:
         quantizers = compare_quantizers(chosen.rounds, chosen.peer)
         _show_quantizers(quantizers)
         results["quantize"] = quantizers
-    if chosen.part != "quantize":
-        builds = time_builds(chosen.rounds, chosen.candidates)
-        _show_builds(builds)
-        results["build"] = builds
-    write_json(chosen.json, results)
+    if "build" in parts:
+        builds["build"] = time_builds(chosen.rounds, chosen.candidates)
+    for base in chosen.bases.split(",") if "change" in parts else ():
+        builds[f"change {base}"] = time_changes(chosen.rounds, BASES[base])
+    for costs in builds.values():
+        _show_builds(costs)
+    write_json(chosen.json, {**results, **builds})
 
 
 if __name__ == "__main__":
