@@ -273,6 +273,13 @@ def _remarks(result: "BuildResult") -> list[str]:
         f"speed and memory as class {first.name} runs it; every class's are on the page",
         *speed_remarks(c.card.speed_for(first) for c in result.candidates),
     ]
+    lines += [
+        f"{each.card.label} on text that nothing was chosen by: KLD"
+        f" {_bounds(each.card.fidelity.mean_kld, 4)}, same top-1"
+        f" {_bounds(each.card.fidelity.same_top1, 3)}"
+        for each in result.variants
+        if result.reference.test_fidelity is not None
+    ]
     if result.model.source_quantization:
         grid = result.model.source_quantization
         lines.append(

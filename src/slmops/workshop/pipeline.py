@@ -2,15 +2,16 @@
 
 Stages, and what may run at the same time:
 
-1. *Structures* (`search`): the recipe's levers make 16-bit models of other shapes.
-2. *Quantize and score* (`scored`): all processors at work, the reference's golden
-   answers recorded beside it.
-3. *Tasks* (`asked`): the user's own examples, all processors at work.
-4. *Speed* (`speeds`). Times alone: anything beside them would be measured too.
-5. *Select* (`select`), pure.
-6. *Runtime settings* (`tuned`), where the recipe asks for some: of what was chosen, timed
+1. *Golden answers* (`goldens`) of the reference, once `prepare` has made it.
+2. *Structures* (`search`): the recipe's levers make 16-bit models of other shapes.
+3. *Quantize and score* (`scored`): all processors at work.
+4. *Tasks* (`asked`): the user's own examples, all processors at work.
+5. *Speed* (`speeds`). Times alone: anything beside them would be measured too.
+6. *Select* (`select`), pure, and *test* (`tested`): what was chosen is scored on text that
+   nothing was chosen by; what fails there is refused, and the next is taken.
+7. *Runtime settings* (`tuned`), where the recipe asks for some: of what was chosen, timed
    alone too.
-7. *Golden prompts* to the chosen variants (`candidates`).
+8. *Golden prompts* to the chosen variants (`candidates`).
 
 Every figure comes from a cached step or is a pure function of cached steps, so a second
 build computes nothing and finds the same result, byte for byte.
@@ -22,7 +23,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slmops.domain.blueprint import CONTROL_QUANTIZATION, Blueprint
+from slmops.domain.blueprint import Blueprint
 from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.domain.ids import Digest
 from slmops.registry.workspace import Workspace
@@ -45,10 +46,9 @@ from slmops.workshop.candidates import (
 )
 from slmops.workshop.disk import said_when_full
 from slmops.workshop.disk_needs import disk_needs, require_space
-from slmops.workshop.feasibility import SelectionRules
 from slmops.workshop.forecast import measured_prior
 from slmops.workshop.gguf_file import read_header
-from slmops.workshop.goldens import load_golden
+from slmops.workshop.goldens import load_golden, record_goldens
 from slmops.workshop.housekeeping import find_leftovers
 from slmops.workshop.machine import load_prior, save_prior
 from slmops.workshop.models import find_grid, find_model, reference_path
@@ -59,9 +59,9 @@ from slmops.workshop.scored import quantize_and_score
 from slmops.workshop.search.explore import build_structures, prepare_reference
 from slmops.workshop.search.makings import candidate_makings
 from slmops.workshop.search.structures import Levers
-from slmops.workshop.select import select_variants
 from slmops.workshop.speeds import measure_speeds
 from slmops.workshop.steps import StepTiming
+from slmops.workshop.tested import choose_and_test, hold_settings, open_report_bench
 from slmops.workshop.tuned import Tuned, check_runtime_plan, tune_settings
 from slmops.workshop.workbench import Workbench, local_workbench, ray_workbench
 from slmops.workshop.workers import Workers
@@ -191,15 +191,18 @@ def _bench(
 def _run(build: BuildContext, *, below_floor: bool) -> BuildRun:
     build.blobs.verify(build.model.id)
     levers = Levers(build=build)
-    with build.stage("structures"), build.pool():
+    with build.stage("golden answers"), build.pool():
         prepare_reference(levers)
+        # First of all: a prompt without an answer must not end hours of building.
+        golden = record_goldens(build)
+    with build.stage("structures"), build.pool():
         structures = build_structures(levers)
         makings = candidate_makings(levers, structures.kept)
     check_runtime_plan(build, makings)
-    # Quantize and score each; score the reference twice, ask it the golden prompts.
-    build.board.expect(2 * len(makings) + 3)
+    # Quantize and score each; score the reference twice.
+    build.board.expect(2 * len(makings) + 2)
     with build.stage("quantize and score"):
-        scored = quantize_and_score(build, makings)
+        scored = quantize_and_score(build, makings, golden)
     with build.stage("tasks"):
         tasks = ask_tasks(build, scored.artefacts)
     with build.stage("speed"):
@@ -208,37 +211,36 @@ def _run(build: BuildContext, *, below_floor: bool) -> BuildRun:
         reference = reference_row(build, scored, tasks[build.model.id])
         measured = Measured(speeds=speeds, tasks=tasks)
         candidates = candidate_rows(build, reference.card, scored, measured)
-        control = next(c for c in candidates if c.label == CONTROL_QUANTIZATION)
-        rules = SelectionRules(
-            floor=build.blueprint.quality,
-            control_kld=control.card.fidelity.mean_kld.value,
-            below_floor=below_floor,
-        )
-        selection = select_variants(build.blueprint.classes, candidates, rules)
+        bench = open_report_bench(build, scored)
+        chosen = choose_and_test(bench, reference, candidates, below_floor=below_floor)
     tuned = Tuned()
     if build.blueprint.recipe.runtime is not None:
         with build.stage("runtime settings"):
-            tuned = tune_settings(build, scored, candidates, selection, rules)
+            tuned = tune_settings(
+                build, scored, chosen.candidates, chosen.selection, chosen.rules
+            )
+            tuned = hold_settings(bench, chosen, tuned)
     with build.stage("golden prompts"):
+        cards = {**chosen.cards, **tuned.cards}
         variants = chosen_variants(
-            build, candidates, selection, scored.golden, tuned.cards
+            build, chosen.candidates, chosen.selection, golden, cards
         )
     result = BuildResult(
         blueprint=build.blueprint,
         below_floor=below_floor,
         model=build.model,
-        reference=reference,
-        control=control,
-        candidates=candidates,
-        selection=selection,
+        reference=chosen.reference,
+        control=chosen.control,
+        candidates=chosen.candidates,
+        selection=chosen.selection,
         variants=variants,
-        golden=load_golden(build.blobs, scored.golden),
+        golden=load_golden(build.blobs, golden),
         machine=machine_fingerprint(build.runtime),
         provenance=build.runner.provenance(),
         trials=structures.trials,
         setting_results=tuned.results,
     )
-    _remember_speed(build, control, scored.artefacts)
+    _remember_speed(build, chosen.control, scored.artefacts)
     return BuildRun(
         id=save_build(build.workspace, result),
         result=result,

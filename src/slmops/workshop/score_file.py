@@ -122,7 +122,8 @@ def cut_windows(tokens: list[int], window: int, scored: int) -> Integers:
     if windows < LEAST_WINDOWS:
         raise InvalidInputError(
             f"evaluation text must have at least {context + LEAST_WINDOWS * step} tokens"
-            f" for windows of {window}, got {len(tokens)}"
+            f" for windows of {window}, and in each of its two parts"
+            f" (evaluation.search_share); got {len(tokens)}"
         )
     starts = range(0, windows * step, step)
     return np.array([tokens[at : at + window] for at in starts], np.int32)
