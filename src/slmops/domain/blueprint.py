@@ -50,6 +50,9 @@ class EvaluationPlan:
 
     text: str = "builtin"
     """Path of a UTF-8 text file, relative to the blueprint; ``builtin`` is our own prose."""
+    search_share: float = 0.5
+    """Share of the text, its end, that candidates are chosen by; the card and the quality
+    floor take the rest. 0 takes the whole text for both: chosen figures then flatter."""
     max_tokens: int = 768
     """Tokens scored for fidelity, at least `window_tokens`; more narrow the confidence
     bounds."""
@@ -62,6 +65,10 @@ class EvaluationPlan:
     narrow with more: their factor is 15.6 deviations for 2, 5 for 3, 3 for 5."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.search_share < 1:
+            raise InvalidInputError(
+                f"evaluation.search_share must be in [0, 1), got {self.search_share:g}"
+            )
         if self.window_tokens < 32:  # noqa: PLR2004 - a quarter is context
             raise InvalidInputError(
                 f"evaluation.window_tokens must be >= 32, got {self.window_tokens}"

@@ -41,6 +41,7 @@ def record_golden(
     prompts: Sequence[str],
     answer_tokens: int,
     *,
+    names: Sequence[str] = (),
     timeout_s: float = TIMEOUT_S,
 ) -> GoldenSet:
     """Ask the reference and keep its greedy answers with their log-probabilities.
@@ -52,6 +53,7 @@ def record_golden(
         address: of the worker that serves the reference.
         prompts: one or more user turns.
         answer_tokens: longest answer, at least 1.
+        names: what messages call the prompts, in their order; empty calls them by index.
         timeout_s: longest wait for one answer.
 
     Raises:
@@ -64,13 +66,13 @@ def record_golden(
             f" got {len(prompts)} and {answer_tokens}"
         )
     recorded = []
-    with _Client(address, timeout_s) as client:
+    with _Client(address, timeout_s, names) as client:
         for index, prompt in enumerate(prompts):
             asked = client.ask(index, [_turn("user", prompt)], max_tokens=answer_tokens)
             answer = tuple(_whole_tokens(asked))
             if not answer:
                 raise InvalidInputError(
-                    f"golden prompt {index}: the reference's answer must begin with a"
+                    f"{client.name(index)}: the reference's answer must begin with a"
                     f" token of whole characters, got none"
                 )
             recorded.append(GoldenPrompt(prompt=prompt, answer=answer))
@@ -199,9 +201,12 @@ class _Asked:
 
 
 class _Client:
-    """Asks one worker; messages name prompts by index, never by text."""
+    """Asks one worker; messages name prompts by index or place, never by text."""
 
-    def __init__(self, address: Address, timeout_s: float) -> None:
+    def __init__(
+        self, address: Address, timeout_s: float, names: Sequence[str] = ()
+    ) -> None:
+        self._names = names
         self._http = open_client(address, timeout_s=timeout_s)
 
     def __enter__(self) -> "_Client":
@@ -209,6 +214,10 @@ class _Client:
 
     def __exit__(self, *_: object) -> None:
         self._http.close()
+
+    def name(self, index: int) -> str:
+        """Return what messages call a prompt."""
+        return self._names[index] if self._names else f"golden prompt {index}"
 
     def ask(
         self, index: int, messages: list[dict[str, str]], **options: object
@@ -224,7 +233,7 @@ class _Client:
             "cache_prompt": False,
             **options,
         }
-        where = f"golden prompt {index}"
+        where = self.name(index)
         try:
             answer = self._http.post("/v1/chat/completions", json=body)
         except httpx.HTTPError as error:

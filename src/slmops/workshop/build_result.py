@@ -1,6 +1,6 @@
 """What a build found: a document that says everything a release needs and why."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.ids import Digest
@@ -33,6 +33,10 @@ class Candidate:
     rounding error: its fidelity is flattered, and marked wherever it is shown."""
     search_tasks: tuple[TaskResult, ...] = ()
     """On the split of each task that candidates are chosen by; the card has the other."""
+    test_fidelity: Fidelity | None = None
+    """On the part of the evaluation text that nothing was chosen by: of what was chosen,
+    or was and failed there, and of both controls. The card has the other part's, which all
+    candidates are compared by. None for all others, and in builds of one text."""
     grid_bytes_share: float = 0.0
     """Share of the bytes of its matrices that have the type the reference's source had;
     0 as well in builds from before it was kept."""
@@ -52,6 +56,13 @@ class Candidate:
             return f"flattered: {share} of its bytes have the source's type"
         grid = self.card.reference_grid
         return f"flattered: {grid} grid" if grid else "flattered"
+
+    @property
+    def reported(self) -> Card:
+        """The card by the test text, where that was scored: no choice has flattered it."""
+        if self.test_fidelity is None:
+            return self.card
+        return replace(self.card, fidelity=self.test_fidelity)
 
     @property
     def quantization(self) -> str:
@@ -109,8 +120,8 @@ class ClassSelection:
     rejected: tuple[Rejection, ...]
     """All other candidates, controls included."""
     violations: tuple[str, ...] = ()
-    """What the quality floor says against the choice: in a build below the floor, or when
-    the test split of a task does not hold what the search split promised."""
+    """What the quality floor says against the choice by its reported figures, in a build
+    below the floor; what fails in any other is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

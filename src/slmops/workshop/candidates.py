@@ -111,7 +111,7 @@ def chosen_variants(
     candidates: Sequence[Candidate],
     selection: Sequence[ClassSelection],
     golden: Digest,
-    tuned: Mapping[Digest, Card],
+    cards: Mapping[Digest, Card],
 ) -> tuple[Variant, ...]:
     """Ask the golden prompts to what was chosen, and return it ready for a release.
 
@@ -120,16 +120,17 @@ def chosen_variants(
         candidates: all of them.
         selection: which of them serve whom.
         golden: the reference's golden answers.
-        tuned: artefact → card, of what is to run at other settings of the runtime.
+        cards: artefact → reported card of what was chosen, as it is to run.
     """
     chosen = [c for c in candidates if any(s.digest == c.digest for s in selection)]
     build.board.expect(len(chosen))
     goldens = Goldens(build=build)
     with build.pool() as pool:
-        cards = [tuned.get(c.digest, c.card) for c in chosen]
         asked = [
-            pool.submit(goldens.ask, c.label, c.digest, golden, card.settings)
-            for c, card in zip(chosen, cards, strict=True)
+            pool.submit(
+                goldens.ask, c.label, c.digest, golden, cards[c.digest].settings
+            )
+            for c in chosen
         ]
         logprobs = [future.result() for future in asked]
     return tuple(
@@ -141,9 +142,9 @@ def chosen_variants(
             classes=tuple(
                 s.device_class for s in selection if s.digest == candidate.digest
             ),
-            card=card,
+            card=cards[candidate.digest],
             golden_logprobs=first,
-            settings=card.settings,
+            settings=cards[candidate.digest].settings,
         )
-        for candidate, card, first in zip(chosen, cards, logprobs, strict=True)
+        for candidate, first in zip(chosen, logprobs, strict=True)
     )

@@ -4,7 +4,7 @@ Both go through the chat path of a real worker, as on a device.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from slmops.domain.ids import Digest
@@ -19,6 +19,7 @@ from slmops.workshop.jobs.job import Value
 from slmops.workshop.jobs.tools import tool_version
 from slmops.workshop.speed_setting import changed_parameters
 from slmops.workshop.steps import Step
+from slmops.workshop.text_sources import golden_lines
 from slmops.workshop.workbench import runtime_tool
 
 GOLDEN = "golden"
@@ -38,6 +39,21 @@ class GoldenLogprobs:
 
     first_token: tuple[float, ...]
     """log p, nats, one per prompt."""
+
+
+def record_goldens(build: BuildContext) -> Digest:
+    """Ask the reference the blueprint's golden prompts: before anything is built on it.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidInputError: a prompt without an answer; names file and line.
+    """
+    plan = build.blueprint.golden
+    lines = golden_lines(plan, build.folder)
+    build.board.expect(1)
+    return Goldens(build=build).record(
+        tuple(lines.values()), plan.answer_tokens, names=tuple(lines)
+    )
 
 
 def load_golden(blobs: BlobStore, golden: Digest) -> GoldenSet:
@@ -61,11 +77,26 @@ class Goldens:
             chat_template=self.build.model.chat_template,
         )
 
-    def record(self, prompts: tuple[str, ...], answer_tokens: int) -> Digest:
+    def record(
+        self,
+        prompts: tuple[str, ...],
+        answer_tokens: int,
+        *,
+        names: Sequence[str] = (),
+    ) -> Digest:
         """Return the digest of the golden set the reference answers.
 
+        A prompt without an answer is refused and not left out: a set that shrinks by
+        itself guards less than its owner believes, and nobody would see it.
+
+        Args:
+            prompts: to ask.
+            answer_tokens: longest answer.
+            names: what messages call the prompts; empty calls them by index.
+
         Raises:
-            InvalidInputError: the reference has no answer to a prompt.
+            InvalidInputError: the reference has no answer to a prompt, or the prompt does
+                not fit its context; names it.
         """
         blobs = self.build.blobs
         step = self._step(
@@ -80,7 +111,9 @@ class Goldens:
                 self.build.board.task("record golden answers"),
                 self.build.workers.start(path, self.settings) as worker,
             ):
-                golden = record_golden(worker.address, prompts, answer_tokens)
+                golden = record_golden(
+                    worker.address, prompts, answer_tokens, names=names
+                )
             return {GOLDEN: blobs.put_bytes(encode_json(golden))}
 
         record = self.build.runner.run("record golden answers", step, compute)

@@ -1,7 +1,7 @@
 """First stage of a build: every candidate quantized, and scored against the reference.
 
-One thread quantizes, scoring children use all processors, and the reference answers the
-golden prompts meanwhile.
+One thread quantizes, scoring children use all processors. What is scored here is the part of
+the evaluation text that candidates are chosen by; `tested` has the other.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from slmops.workshop.evaluate import (
     score_reference,
 )
 from slmops.workshop.goldens import Goldens
-from slmops.workshop.text_sources import evaluation_text, golden_prompts
+from slmops.workshop.text_sources import evaluation_parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +30,17 @@ class Scored:
     """Largest first."""
     fidelity: dict[Digest, Fidelity]
     """Of every artefact, and of the reference against itself."""
-    golden: Digest
-    """The reference's golden answers."""
 
 
-def quantize_and_score(build: BuildContext, makings: Sequence[Making]) -> Scored:
-    """Run the stage for some candidates; labels differ.
+def quantize_and_score(
+    build: BuildContext, makings: Sequence[Making], golden: Digest
+) -> Scored:
+    """Run the stage for some candidates.
+
+    Args:
+        build: of them.
+        makings: how they are made; labels differ.
+        golden: the reference's golden answers.
 
     Raises:
         InvalidInputError: a damaged reference, a text that is too short, logits that
@@ -53,15 +58,12 @@ def quantize_and_score(build: BuildContext, makings: Sequence[Making]) -> Scored
             for name, future in made.items()
         ]
         rows.append(scorers.submit(_score_reference, scoring, model, reference))
-        prompts = golden_prompts(build.blueprint.golden, build.folder)
-        goldens = Goldens(build=build)
-        golden = goldens.record(prompts, build.blueprint.golden.answer_tokens)
         eligible = [m for m in makings if build.is_eligible(m)]
         if len(eligible) == 1:
             # It will be chosen, or the build fails: a processor is free to ask it now.
             only = eligible[0].label
             build.board.expect(1)
-            goldens.ask(only, made[only].result().digest, golden)
+            Goldens(build=build).ask(only, made[only].result().digest, golden)
         scores = dict(row.result() for row in rows)
         artefacts = [future.result() for future in made.values()]
     artefacts.sort(key=lambda artefact: (-artefact.file.bytes, artefact.label))
@@ -71,13 +73,24 @@ def quantize_and_score(build: BuildContext, makings: Sequence[Making]) -> Scored
             digest: estimate_fidelity(scoring, reference.result(), found)
             for digest, found in scores.items()
         },
-        golden=golden,
     )
 
 
 def scoring_of(build: BuildContext) -> Scoring:
-    """Return what all score steps of a build share."""
-    text = evaluation_text(build.blueprint.evaluation, build.folder)
+    """Return what all score steps share that candidates are chosen by."""
+    return _scoring(
+        build, evaluation_parts(build.blueprint.evaluation, build.folder)[1]
+    )
+
+
+def reported_scoring_of(build: BuildContext) -> Scoring:
+    """Return what all score steps share that are reported, and choose nothing."""
+    return _scoring(
+        build, evaluation_parts(build.blueprint.evaluation, build.folder)[0]
+    )
+
+
+def _scoring(build: BuildContext, text: str) -> Scoring:
     return Scoring(
         bench=build.bench,
         runtime=build.runtime,

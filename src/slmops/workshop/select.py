@@ -14,6 +14,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from types import MappingProxyType
 
 from slmops.domain.device import DeviceClass
 from slmops.domain.errors import InvalidInputError, OverBudgetError
@@ -58,6 +59,7 @@ def select_variants(
     classes: Sequence[DeviceClass],
     candidates: Sequence[Candidate],
     rules: SelectionRules,
+    refused: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> tuple[ClassSelection, ...]:
     """Choose one candidate for each class.
 
@@ -65,6 +67,7 @@ def select_variants(
         classes: one or more.
         candidates: with distinct labels, measured at every class's settings.
         rules: floor and exceptions from it.
+        refused: label → what was found against a candidate once it had been chosen.
 
     Returns:
         One selection per class, in order.
@@ -80,7 +83,12 @@ def select_variants(
         infeasible = {
             name: excesses
             for name, candidate in by_name.items()
-            if (excesses := excesses_of(candidate, device_class, rules))
+            if (
+                excesses := (
+                    *_after_choice(refused.get(name, ())),
+                    *excesses_of(candidate, device_class, rules),
+                )
+            )
         }
         contest = _Contest(device_class, by_name, infeasible)
         if not contest.feasible:
@@ -91,6 +99,13 @@ def select_variants(
         _selection(contest, name, rules, shared=chosen.count(name) > 1)
         for contest, name in zip(contests, chosen, strict=True)
     )
+
+
+def _after_choice(found: Sequence[str]) -> tuple[Excess, ...]:
+    if not found:
+        return ()
+    text = f"was chosen, and refused by what nothing is chosen by: {'; '.join(found)}"
+    return (Excess(ratio=1.0, text=text),)
 
 
 def pareto_front(

@@ -46,17 +46,30 @@ def calibration_text(plan: CalibrationPlan, folder: Path) -> str:
     return _read(plan.text, "calibration.txt", folder, "recipe.calibration.text")
 
 
-def held_apart(text: str) -> tuple[str, str]:
-    """Cut a text in two, the second about a fifth, where a line or a word ends.
+def held_apart(text: str, share: float = 0.2) -> tuple[str, str]:
+    """Cut a text in two, the second about so large a share, where a line or word ends.
 
     >>> held_apart("one two three four five six seven eight nine ten")
     ('one two three four five six seven eight', ' nine ten')
     """
-    wanted = len(text) * 4 // 5
+    wanted = round(len(text) * (1 - share))
     cut = max(text.find("\n", wanted), text.find(" ", wanted))
     if cut < 0:
         cut = wanted
     return text[:cut], text[cut:]
+
+
+def evaluation_parts(plan: EvaluationPlan, folder: Path) -> tuple[str, str]:
+    """Return the text that is reported and the one that candidates are chosen by.
+
+    They share nothing, but where `plan.search_share` is 0: then they are the same.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidInputError: as `evaluation_text`.
+    """
+    text = evaluation_text(plan, folder)
+    return held_apart(text, plan.search_share) if plan.search_share else (text, text)
 
 
 def read_data(path: Path, where: str) -> Path:
@@ -76,13 +89,28 @@ def golden_prompts(plan: GoldenPlan, folder: Path) -> tuple[str, ...]:
         NotFoundError: no such file.
         InvalidInputError: none, too many, or as `evaluation_text`.
     """
+    return tuple(golden_lines(plan, folder).values())
+
+
+def golden_lines(plan: GoldenPlan, folder: Path) -> dict[str, str]:
+    """Return place → golden prompt; a place is what messages call it: file and line.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidInputError: as `golden_prompts`.
+    """
     text = _read(plan.prompts, "golden.txt", folder, "golden.prompts")
-    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if len(prompts) > MAX_PROMPTS:
+    file = BUILTIN if plan.prompts == BUILTIN else folder / plan.prompts
+    lines = {
+        f"golden.prompts: {file}:{number}": line.strip()
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
+    }
+    if len(lines) > MAX_PROMPTS:
         raise InvalidInputError(
-            f"golden.prompts must hold at most {MAX_PROMPTS} lines, got {len(prompts)}"
+            f"golden.prompts must hold at most {MAX_PROMPTS} lines, got {len(lines)}"
         )
-    return prompts
+    return lines
 
 
 def _read(name: str, builtin: str, folder: Path, where: str) -> str:

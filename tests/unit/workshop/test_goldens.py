@@ -55,6 +55,12 @@ def test_a_reference_that_says_nothing_is_refused(make_build: Make) -> None:
         Goldens(build=make_build(answer="")).record(PROMPTS, 2)
 
 
+def test_messages_call_a_prompt_by_its_place(make_build: Make) -> None:
+    names = ("golden.prompts: mine.txt:1", "golden.prompts: mine.txt:7")
+    with pytest.raises(InvalidInputError, match=r"^golden\.prompts: mine\.txt:1: "):
+        Goldens(build=make_build(answer="")).record(PROMPTS, 2, names=names)
+
+
 def test_a_reference_that_does_not_load_is_refused(make_build: Make) -> None:
     with pytest.raises(InvalidInputError, match="refused"):
         Goldens(build=make_build(refuse=True)).record(PROMPTS, 2)

@@ -122,6 +122,7 @@ def test_provenance_ties_every_figure_to_the_model(first: BuildRun) -> None:
     made: set[str] = {
         first.result.model.id,
         first.result.reference.card.fidelity.text_digest,
+        first.result.reference.reported.fidelity.text_digest,
     }
     waiting = list(first.result.provenance)
     for _ in first.result.provenance:

@@ -54,9 +54,11 @@ class Shop:
         runtime: RuntimePlan | None,
         *structures: StructurePlan,
         model: str = "tiny",
+        prompts: str = "prompts.txt",
     ) -> BuildRun:
         recipe = Recipe(structures=structures, runtime=runtime)
-        blueprint = replace(BLUEPRINT, recipe=recipe, model=model)
+        golden = replace(BLUEPRINT.golden, prompts=prompts)
+        blueprint = replace(BLUEPRINT, recipe=recipe, model=model, golden=golden)
         self.shown.clear()
 
         def progress(_: str, done: float, total: float) -> None:
@@ -155,5 +157,8 @@ def test_a_draft_that_nobody_builds_is_refused(shop: Shop) -> None:
 
 
 def test_heads_that_a_small_cache_cannot_hold_are_refused(shop: Shop) -> None:
+    plan = RuntimePlan(kv_cache=("q8_0",))
+    # The other prompt has no answer of whole characters from it, and goldens come first.
+    (shop.folder / "one.txt").write_text("One?\n")
     with pytest.raises(InvalidInputError, match=r"multiple of 32 .* narrow has 16"):
-        shop.build(RuntimePlan(kv_cache=("q8_0",)), model="narrow")
+        shop.build(plan, model="narrow", prompts="one.txt")

@@ -106,6 +106,7 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
     },
     # `max_tokens` has no limit of its own: it must not be less than `window_tokens`.
     EvaluationPlan: {
+        "search_share": Limit(least=0, below=1),
         "window_tokens": Limit(least=32),
         "speed_runs": Limit(least=3),
         "memory_runs": Limit(least=2),

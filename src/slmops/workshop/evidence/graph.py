@@ -45,9 +45,11 @@ def materials(build: BuildResult) -> tuple[Material, ...]:
     made = {
         digest for record in build.provenance for digest in record.outputs.values()
     } | {build.model.id, build.model.source_digest}
-    roles: dict[Digest, set[str]] = {
-        build.reference.card.fidelity.text_digest: {"evaluation text"}
-    }
+    reported = build.reference.reported.fidelity.text_digest
+    roles: dict[Digest, set[str]] = {reported: {"evaluation text"}}
+    searched = build.reference.card.fidelity.text_digest
+    if searched != reported:
+        roles[searched] = {"evaluation text to choose by"}
     for task in build.reference.card.tasks:
         roles.setdefault(task.examples_digest, set()).add(f"task {task.name}")
     for record in build.provenance:

@@ -9,7 +9,7 @@ def limitations(build: BuildResult) -> tuple[str, ...]:
     lines = [
         "KL divergence is over the reference's 256 likeliest tokens and one bucket for all"
         " others: a lower bound of the divergence over the whole vocabulary.",
-        f"Fidelity was measured on {build.reference.card.fidelity.tokens} positions of"
+        f"Fidelity was measured on {build.reference.reported.fidelity.tokens} positions of"
         " one text against the 16-bit reference; it says nothing about that reference's"
         " own quality, biases or safety, which were not measured.",
         f"Speed and memory are of one machine ({build.machine}); others differ.",

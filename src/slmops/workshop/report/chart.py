@@ -5,7 +5,7 @@ Ito's, which people with any colour vision tell apart; shapes say the same again
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -206,6 +206,12 @@ def selection_rules(result: BuildResult) -> SelectionRules:
         control_kld=result.control.card.fidelity.mean_kld.value,
         below_floor=result.below_floor,
     )
+
+
+def reported_rules(result: BuildResult) -> SelectionRules:
+    """Return the rules that a build held its choices to, on text not chosen by."""
+    control = result.control.reported.fidelity.mean_kld.value
+    return replace(selection_rules(result), control_kld=control)
 
 
 def _row(result: BuildResult, candidate: Candidate) -> dict[str, Any]:

@@ -258,7 +258,9 @@ def _method(result: BuildResult) -> str:
         "runtime": result.reference.card.runtime,
         "positions scored": f"{fidelity.tokens}, in windows of {plan.window_tokens}"
         " tokens whose first quarter only gives context",
-        "evaluation text": f"{plan.text}, {fidelity.text_digest}",
+        "evaluation text": f"{plan.text}; reported on"
+        f" {result.reference.reported.fidelity.text_digest}, chosen by"
+        f" {fidelity.text_digest}",
         "bounds": "95 %, bootstrap over blocks of neighbouring positions, seeded",
         "divergence over": "the reference's 256 most likely tokens and one bucket for"
         " the rest: a lower bound of the divergence over the whole vocabulary",

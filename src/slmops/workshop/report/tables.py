@@ -11,7 +11,7 @@ from slmops.wire.codec import to_plain
 from slmops.workshop.build_result import BuildResult, Candidate, ClassSelection
 from slmops.workshop.evidence.figures import structure_of, treatment_of
 from slmops.workshop.feasibility import SelectionRules, tail_name
-from slmops.workshop.report.chart import selection_rules
+from slmops.workshop.report.chart import reported_rules
 from slmops.workshop.report.markup import (
     estimate_cell,
     headings,
@@ -36,7 +36,7 @@ def class_table(result: BuildResult) -> str:
         ),
         numbers=range(2, 7),
     )
-    rules = selection_rules(result)
+    rules = reported_rules(result)
     by_name = {
         device_class.name: device_class for device_class in result.blueprint.classes
     }
@@ -124,7 +124,17 @@ def fidelity_table(result: BuildResult) -> str:
         f"{table(head, rows)}"
         '<p class="soft">KLD: KL divergence from the reference in nats, over its 256'
         " likeliest tokens and one bucket for all others. That is a <em>lower bound</em> of"
-        " the divergence over the whole vocabulary. Small print: 95 % bounds.</p>"
+        " the divergence over the whole vocabulary. Small print: 95 % bounds."
+        f"{_chosen_by(result)}</p>"
+    )
+
+
+def _chosen_by(result: BuildResult) -> str:
+    if result.blueprint.evaluation.search_share == 0:
+        return " Candidates were chosen by these figures, which flatters the chosen."
+    return (
+        " Candidates were chosen by these figures; what each class got was measured again"
+        " on text that nothing was chosen by, for the table of classes and the cards."
     )
 
 
