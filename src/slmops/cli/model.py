@@ -155,17 +155,18 @@ def inspect(workspace: Workspace, name: str, as_json: bool) -> None:
 def export(workspace: Workspace, name: str, output: Path, as_json: bool) -> None:
     """Export model NAME as a Hugging Face checkpoint folder.
 
-    Configuration, safetensors, tokenizer and chat template, for tools that train; the
-    folder imports as the same model. Families: llama, qwen2, qwen3, gemma3.
+    Configuration, safetensors, tokenizer and chat template, for tools that train, and a
+    card with licence and origin; the folder imports as the same model. Families: llama,
+    qwen2, qwen3, gemma3.
 
     Example: slmops model export smollm2 --output ./smollm2-hf
     """
-    from slmops.workshop.hf_export import export_checkpoint
-    from slmops.workshop.models import find_model, reference_path
+    from slmops.workshop.hf_card import export_model
+    from slmops.workshop.models import find_model
 
     record = find_model(workspace, name)
     with render.progress(quiet=as_json) as progress:
-        export_checkpoint(reference_path(workspace, record), output, progress=progress)
+        export_model(workspace, record, output, progress)
     if as_json:
         render.json_document({"model": record.id, "folder": str(output)})
         return

@@ -11,6 +11,7 @@ from slmops.domain.release import Variant
 from slmops.domain.tasks import TaskResult
 from slmops.workshop.build_result import BuildResult
 from slmops.workshop.evidence.graph import hub_source
+from slmops.workshop.licences import hub_licence
 
 _TASK_TYPES = {
     "classification": "text-classification",
@@ -18,7 +19,6 @@ _TASK_TYPES = {
     "text": "text-generation",
 }
 """Our kinds of tasks → pipeline tags of the Hub."""
-_OTHER_LICENCE = "other"
 
 
 def front_matter(build: BuildResult, title: str, variants: Sequence[Variant]) -> str:
@@ -44,7 +44,7 @@ def front_matter(build: BuildResult, title: str, variants: Sequence[Variant]) ->
         tags=["gguf", "slmops", *sorted({v.card.quantization for v in variants})],
         model_name=title,
         eval_results=results,
-        **_licence(build.model.licence),
+        **hub_licence(build.model.licence),
         **({"base_model_relation": _relation(build, variants)} if hub else {}),
     )
     # Line ends in a value would end the block: the YAML writer quotes them.
@@ -57,18 +57,6 @@ def _relation(build: BuildResult, variants: Sequence[Variant]) -> str:
         variant.card.steps or variant.card.recovered for variant in variants
     )
     return "finetune" if changed else "quantized"
-
-
-def _licence(licence: str | None) -> dict[str, str]:
-    """Return the licence as the Hub writes it: an SPDX id in lower case, or a name."""
-    if not licence:
-        return {}
-    from cyclonedx.spdx import fixup_id
-
-    known = fixup_id(licence)
-    if known:
-        return {"license": known.lower()}
-    return {"license": _OTHER_LICENCE, "license_name": licence}
 
 
 def _results(build: BuildResult, variant: Variant) -> Iterator[dict[str, object]]:
