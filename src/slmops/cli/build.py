@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slmops.cli import render
+from slmops.cli.build_adapter import adapter
 from slmops.cli.build_settings import render_settings
 from slmops.cli.build_show import compare, show
 from slmops.cli.card_figures import peak_figure, speed_remarks
@@ -173,6 +174,7 @@ def report(
 
 build.add_command(show)
 build.add_command(compare)
+build.add_command(adapter)
 
 
 def _write(

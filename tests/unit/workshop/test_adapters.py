@@ -1,10 +1,8 @@
 """LoRA adapters: merged and loaded beside, compared with peft by logits."""
 
-import ctypes
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from slmops.domain.errors import InvalidInputError
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.llamacpp_scorer import LlamaCppScorer
+from slmops.testing.adapter_beside import load_beside
 from slmops.testing.tiny_gemma import write_tiny_gemma
 from slmops.testing.tiny_gguf import stored_bytes, write_tiny_llama
 from slmops.workshop.adapters import adapter_to_gguf, merge_adapter, read_adapter
@@ -59,24 +58,6 @@ def logits(model: Path, adapter: Path | None = None) -> Logits:
         return scorer.logits(TOKENS)
     finally:
         scorer.close()
-
-
-def load_beside(scorer: Any, adapter: Path) -> None:  # noqa: ANN401 - its C handles
-    pointer = ctypes.c_void_p
-    init = scorer._lib.llama_adapter_lora_init
-    init.restype, init.argtypes = pointer, [pointer, ctypes.c_char_p]
-    handle = init(scorer._model, str(adapter).encode())
-    assert handle, "llama.cpp refused the adapter"
-    apply = scorer._lib.llama_set_adapters_lora
-    apply.restype = ctypes.c_int32
-    apply.argtypes = [
-        pointer,
-        ctypes.POINTER(pointer),
-        ctypes.c_size_t,
-        ctypes.POINTER(ctypes.c_float),
-    ]
-    code = apply(scorer._context, (pointer * 1)(handle), 1, (ctypes.c_float * 1)(1.0))
-    assert code == 0
 
 
 def test_only_what_the_adapter_names_changes(tmp_path: Path) -> None:
