@@ -50,8 +50,23 @@ class ControlInProcess:
     """What runs."""
     sample: PublishedSample
     """Its workspace and releases."""
+    settings: ControlSettings
+    """As it was built."""
     times: list[float] = field(default_factory=lambda: [SAMPLE_TIME])
     """The clock: one Unix time."""
+
+    def __enter__(self) -> "ControlInProcess":
+        self.http.__enter__()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.http.__exit__(None, None, None)
+
+    def restart(self) -> None:
+        """Stop, and start anew on the same workspace; for use inside ``with control:``."""
+        self.http.__exit__(None, None, None)
+        self.http, self.plane = _open(self.settings, self.times)
+        self.http.__enter__()
 
     @property
     def operator(self) -> dict[str, str]:
@@ -124,11 +139,18 @@ def control_in_process(
     sample = publish_sample(folder, releases or (quick_release(),))
     # The background engine sleeps: the test drives it, on a clock of its own.
     chosen: dict[str, Any] = {"engine_s": 1e6, "device_burst": 1000, **settings}
-    app = create_app(ControlSettings(workspace=sample.workspace, **chosen))
+    built = ControlSettings(workspace=sample.workspace, **chosen)
+    times = [SAMPLE_TIME]
+    http, plane = _open(built, times)
+    return ControlInProcess(
+        http=http, plane=plane, sample=sample, settings=built, times=times
+    )
+
+
+def _open(settings: ControlSettings, times: list[float]) -> tuple[TestClient, Plane]:
+    app = create_app(settings)
     plane: Plane = app.state.plane
-    http = TestClient(app, raise_server_exceptions=False)
-    control = ControlInProcess(http=http, plane=plane, sample=sample)
-    plane.clock = lambda: control.times[0]
+    plane.clock = lambda: times[0]
     # News would wake the background engine in the middle of a test's own pass.
     plane.wake.set = lambda: None  # type: ignore[method-assign]
-    return control
+    return TestClient(app, raise_server_exceptions=False), plane
