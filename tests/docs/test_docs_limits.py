@@ -12,6 +12,7 @@ from slmops.cli.reference.limits import LIMITS, Limit
 from slmops.control.settings import ControlSettings
 from slmops.domain.blueprint import Blueprint, EvaluationPlan, RolloutPolicy
 from slmops.domain.device import DeviceClass, Range
+from slmops.domain.energy import Power
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.levers import Finetune, PruneDepth, PruneWidth, TrimVocabulary
 from slmops.domain.recipe import RecoverPlan
@@ -26,6 +27,8 @@ REQUIRED: dict[type, dict[str, Any]] = {
     # So that `window_tokens`, `probation_s` can be probed without meeting the other limit.
     EvaluationPlan: {"max_tokens": 10**12},
     RolloutPolicy: {"deadline_s": 1e12},
+    # So that `idle_watts` can be probed.
+    Power: {"source": "a", "busy_watts": 1e12},
     TrimVocabulary: {"text": "a", "tokens": 256},
     PruneDepth: {"layers": 1},
     PruneWidth: {"feed_forward": 1, "kv_heads": 1},

@@ -268,12 +268,21 @@ def _bounds(estimate: "Estimate", digits: int) -> str:
 
 
 def _remarks(result: "BuildResult") -> list[str]:
+    from slmops.workshop.evidence.energy_tables import energy_lines
+
     first = result.blueprint.classes[0]
     lines = [
         "KLD in nats over the reference's 256 likeliest tokens and the rest as one: a"
         " lower bound; in brackets 95 % bounds",
         f"speed and memory as class {first.name} runs it; every class's are on the page",
         *speed_remarks(c.card.speed_for(first) for c in result.candidates),
+        *(
+            f"{device_class.name}, {result.chosen_card(device_class.name).label}: {line}"
+            for device_class in result.blueprint.classes
+            for line in energy_lines(
+                result.chosen_card(device_class.name), device_class
+            )
+        ),
     ]
     lines += [
         f"{each.card.label} on text that nothing was chosen by: KLD"

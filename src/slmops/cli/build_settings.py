@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from slmops.cli import render
+from slmops.cli.card_figures import peak_figure
 
 if TYPE_CHECKING:
     from slmops.workshop.build_result import BuildResult, SettingResult
@@ -37,7 +38,7 @@ def _row(result: "SettingResult") -> tuple[object, ...]:
         result.name,
         f"{result.fidelity.mean_kld.value:.4f}" if result.fidelity else None,
         ", ".join(decode) or None,
-        ", ".join(f"{each.peak_rss_mib:.1f}" for each in result.speed) or None,
+        ", ".join(str(peak_figure(each)) for each in result.speed) or None,
         "yes" if result.adopted else "no",
         result.reason,
     )

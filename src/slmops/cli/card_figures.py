@@ -11,9 +11,17 @@ _LEAST_SHOWN_MIB = 0.5
 
 
 def peak_figure(speed: "Speed") -> int | str:
-    """Return the peak memory in MiB; with ``~`` when a visible part is extrapolated."""
+    """Return the peak memory in MiB, with its bounds where the card has some.
+
+    ``~`` marks one of which a visible part is extrapolated.
+    """
+    sign = _SIGN if _is_extrapolated(speed) else ""
+    known = speed.peak_memory
+    if known is not None:
+        low, high = f"{known.full.low:.1f}", f"{known.full.high:.1f}"
+        return f"{sign}{known.full.value:.1f} ({low} to {high})"
     rounded = round(speed.peak_rss_mib)
-    return f"{_SIGN}{rounded}" if _is_extrapolated(speed) else rounded
+    return f"{sign}{rounded}" if sign else rounded
 
 
 def speed_remarks(speeds: Iterable["Speed | None"]) -> list[str]:
@@ -24,6 +32,12 @@ def speed_remarks(speeds: Iterable["Speed | None"]) -> list[str]:
     filled = {
         (s.filled_tokens or 0, s.context_tokens) for s in found if _is_extrapolated(s)
     }
+    processes = {s.peak_memory.processes for s in found if s.peak_memory}
+    if processes:
+        lines.append(
+            "peak memory in brackets: where one more process lies, a 95 % prediction"
+            f" interval over {_list(processes)} processes"
+        )
     lines += [
         f"{_SIGN} extrapolated: measured with {tokens} tokens in the context of {context}"
         for tokens, context in sorted(filled)

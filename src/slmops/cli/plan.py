@@ -100,6 +100,7 @@ def _render(planned: "BuildPlan") -> None:
         f"a build would quantize: {', '.join(to_do) or 'nothing, all is there'}"
     )
     render.note(f"speed predicted from: {planned.prior.source}")
+    render.note(f"memory predicted: {planned.memory_error}")
     if planned.reference_grid:
         flattered = [c.quantization for c in planned.candidates if c.is_flattered]
         render.note(

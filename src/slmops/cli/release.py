@@ -261,6 +261,18 @@ def _speed(variant: "Variant", found: "Release") -> "Speed | None":
     return variant.card.speed_for(first)
 
 
+def _energy(found: "Release") -> list[str]:
+    from slmops.workshop.evidence.energy_tables import energy_lines
+
+    return [
+        f"{device_class.name}: {line}"
+        for device_class in found.classes
+        for line in energy_lines(
+            found.variant_for(device_class.name).card, device_class
+        )
+    ]
+
+
 def _remarks(found: "Release") -> list[str]:
     grids = {variant.card.reference_grid or "" for variant in found.variants} - {""}
     lines = [
@@ -268,6 +280,7 @@ def _remarks(found: "Release") -> list[str]:
         for grid in sorted(grids)
     ]
     lines += speed_remarks(_speed(variant, found) for variant in found.variants)
+    lines += _energy(found)
     if found.forced:
         lines.append(f"forced below the quality floor: {found.forced.reason}")
         lines.extend(f"  {violation}" for violation in found.forced.violations)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from slmops.domain.energy import Power
 from slmops.domain.errors import InvalidInputError
 from slmops.domain.ids import check_name
 
@@ -119,9 +120,15 @@ class Budget:
     runs the slowest, else their 95th percentile."""
     decode_tokens_per_s: float | None = None
     """Least decode speed."""
+    decode_joules_per_token: float | None = None
+    """Most energy per decoded token, idle draw included: measured where the machine that
+    builds has counters, else modelled from the class's `power`."""
 
     def __post_init__(self) -> None:
-        for name in ("memory_mib", "disk_mib", "first_token_ms", "decode_tokens_per_s"):
+        for name in (
+            *("memory_mib", "disk_mib", "first_token_ms", "decode_tokens_per_s"),
+            "decode_joules_per_token",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidInputError(f"budget.{name} must be > 0, got {value:g}")
@@ -154,6 +161,8 @@ class DeviceClass:
     objective: Objective = Objective.QUALITY
     """What to optimise among the variants that fit. Speeds that timing cannot tell apart
     count as equal: then the variant closest to the reference wins."""
+    power: Power | None = None
+    """What such a device draws: energy per token is modelled from it. None models none."""
 
     def __post_init__(self) -> None:
         check_name(self.name, where="class name")

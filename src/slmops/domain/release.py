@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from slmops.domain.blueprint import Blueprint
 from slmops.domain.device import DeviceClass
+from slmops.domain.energy import MeasuredEnergy, ModelledEnergy
 from slmops.domain.errors import InvalidInputError, NotFoundError
 from slmops.domain.estimate import Estimate as Estimate  # as most import it
 from slmops.domain.ids import Digest, check_name
@@ -114,6 +115,11 @@ class Speed:
     beyond `filled_tokens` would add."""
     peak_memory: PeakMemory | None = None
     """How far `peak_rss_mib` is known; None on cards of builds that ran one process."""
+    measured_energy: MeasuredEnergy | None = None
+    """Energy per token by the machine's own counters, taken with the times; None where
+    it has none that can be read."""
+    energy_unmeasured: str = ""
+    """Why `measured_energy` is None; empty on cards of builds that did not try."""
 
     @property
     def measured_peak_mib(self) -> float:
@@ -166,6 +172,8 @@ class Card:
     """Whether weights were trained for this quantization before they were rounded."""
     settings: RuntimeSettings = UNCHANGED
     """How the runtime ran it when this was measured."""
+    modelled_energy: tuple[ModelledEnergy, ...] = ()
+    """Energy per token that was not measured: one for each class that names its power."""
 
     @property
     def label(self) -> str:

@@ -21,6 +21,7 @@ from slmops.domain.errors import InvalidInputError, SlmopsError, UnavailableErro
 from slmops.domain.release import Estimate, Speed
 from slmops.runtimes.address import open_client
 from slmops.runtimes.base import WorkerSettings, load_runtime
+from slmops.runtimes.energy import EnergyMeter, Spent
 from slmops.runtimes.worker import Worker
 
 _WORDS = ("the", "old", "river", "was", "wide", "and", "slow", "like", "a", "lake")
@@ -50,6 +51,20 @@ class SpeedPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RunEnergy:
+    """Energy of one run, by counters of the whole machine."""
+
+    prefill: Spent
+    """Request sent to first text received."""
+    prefill_tokens: int
+    """Tokens of the prompt."""
+    decode: Spent
+    """First text to the end of the answer."""
+    decode_tokens: int
+    """Tokens after the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedRun:
     """One run."""
 
@@ -61,6 +76,8 @@ class SpeedRun:
     """As the runtime says."""
     decode_tokens_per_s: float
     """As the runtime says, the first token left out: it comes out of the prefill."""
+    energy: RunEnergy | None = None
+    """What it took; None where nothing counts it."""
 
 
 def measure_speed(
@@ -109,8 +126,15 @@ def measure_speed(
     )
 
 
-def run_once(client: httpx.Client, plan: SpeedPlan) -> SpeedRun:
+def run_once(
+    client: httpx.Client, plan: SpeedPlan, meter: EnergyMeter | None = None
+) -> SpeedRun:
     """Ask one streamed question over `open_client` and time it.
+
+    Args:
+        client: of the worker.
+        plan: what to ask.
+        meter: counts the energy, where the machine has counters.
 
     Raises:
         InvalidInputError: the worker refused it.
@@ -128,19 +152,27 @@ def run_once(client: httpx.Client, plan: SpeedPlan) -> SpeedRun:
         "stream_options": {"include_usage": True},
     }
     try:
-        first, chunks = _stream(client, body)
+        answer = _stream(client, body, meter or EnergyMeter(reason="not asked for"))
     except httpx.HTTPError as error:
         raise UnavailableError(
             f"speed: the worker did not answer: {type(error).__name__}"
         ) from None
-    return _read_run(first, chunks)
+    return _read_run(answer)
 
 
-def _stream(
-    client: httpx.Client, body: dict[str, Any]
-) -> tuple[float, list[dict[str, Any]]]:
-    """Return milliseconds to the first text, and all chunks."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answer:
+    """A streamed answer: milliseconds to its first text, its chunks, what it took."""
+
+    first_token_ms: float
+    chunks: list[dict[str, Any]]
+    prefill: Spent | None
+    decode: Spent | None
+
+
+def _stream(client: httpx.Client, body: dict[str, Any], meter: EnergyMeter) -> _Answer:
     first, chunks = 0.0, []
+    sent = at_first = meter.read()
     begin = time.perf_counter()
     with client.stream("POST", "/v1/completions", json=body) as answer:
         if answer.is_client_error:
@@ -153,25 +185,43 @@ def _stream(
             chunks.append(chunk)
             if not first and any(c.get("text") for c in chunk.get("choices", [])):
                 first = (time.perf_counter() - begin) * 1000
-    return first, chunks
+                at_first = meter.read()
+    return _Answer(
+        first_token_ms=first,
+        chunks=chunks,
+        prefill=meter.between(sent, at_first),
+        decode=meter.between(at_first, meter.read()),
+    )
 
 
-def _read_run(first_token_ms: float, chunks: list[dict[str, Any]]) -> SpeedRun:
+def _read_run(answer: _Answer) -> SpeedRun:
     timings: dict[str, Any] = {}
     usage: dict[str, Any] = {}
-    for chunk in chunks:
+    for chunk in answer.chunks:
         timings = chunk.get("timings") or timings
         usage = chunk.get("usage") or usage
     try:
         steps = int(timings["predicted_n"]) - 1
         return SpeedRun(
-            first_token_ms=first_token_ms,
+            first_token_ms=answer.first_token_ms,
             prompt_tokens=int(usage["prompt_tokens"]),
             prefill_tokens_per_s=timings["prompt_n"] / timings["prompt_ms"] * 1000,
             decode_tokens_per_s=steps / timings["predicted_ms"] * 1000,
+            energy=_energy(answer, int(timings["prompt_n"]), steps),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         raise UnavailableError("speed: the worker answered without timings") from None
+
+
+def _energy(answer: _Answer, prompt_tokens: int, steps: int) -> RunEnergy | None:
+    if answer.prefill is None or answer.decode is None or steps < 1:
+        return None
+    return RunEnergy(
+        prefill=answer.prefill,
+        prefill_tokens=prompt_tokens,
+        decode=answer.decode,
+        decode_tokens=steps,
+    )
 
 
 def slow_tail(values: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ from slmops.domain.blueprint import Blueprint
 from slmops.domain.release import ModelRecord
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
+from slmops.runtimes.energy import POWERCAP
 from slmops.workshop.artefacts import Making
 from slmops.workshop.board import Board
 from slmops.workshop.source_grid import SourceGrid
@@ -41,6 +42,8 @@ class BuildContext:
     """Labels of candidates that selection may choose: not the control by itself."""
     grid: SourceGrid = field(default_factory=SourceGrid)
     """Which weights were rounded before they were imported."""
+    powercap: Path = POWERCAP
+    """Where this machine's energy counters lie."""
     stages: dict[str, float] = field(default_factory=dict)
     """Stage → wall time, s."""
 

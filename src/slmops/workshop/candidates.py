@@ -11,6 +11,7 @@ from slmops.workshop.artefacts import Artefact
 from slmops.workshop.asked import TaskFigures
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.build_result import Candidate, ClassSelection
+from slmops.workshop.energy import with_modelled_energy
 from slmops.workshop.gguf_file import read_header
 from slmops.workshop.goldens import Goldens
 from slmops.workshop.models import reference_path
@@ -74,21 +75,24 @@ def candidate_rows(
     return tuple(
         Candidate(
             digest=artefact.digest,
-            card=replace(
-                reference,
-                quantization=artefact.making.quantization,
-                parameters=artefact.file.parameters,
-                structure=artefact.making.structure,
-                steps=artefact.making.steps,
-                calibration=artefact.making.calibration,
-                rounding=artefact.making.rounding,
-                recovered=artefact.making.recovered,
-                bytes=artefact.file.bytes,
-                bits_per_weight=artefact.file.bits_per_weight,
-                tensor_types=artefact.file.tensor_types,
-                fidelity=scored.fidelity[artefact.digest],
-                speed=measured.speeds[artefact.digest],
-                tasks=measured.tasks[artefact.digest].test,
+            card=with_modelled_energy(
+                replace(
+                    reference,
+                    quantization=artefact.making.quantization,
+                    parameters=artefact.file.parameters,
+                    structure=artefact.making.structure,
+                    steps=artefact.making.steps,
+                    calibration=artefact.making.calibration,
+                    rounding=artefact.making.rounding,
+                    recovered=artefact.making.recovered,
+                    bytes=artefact.file.bytes,
+                    bits_per_weight=artefact.file.bits_per_weight,
+                    tensor_types=artefact.file.tensor_types,
+                    fidelity=scored.fidelity[artefact.digest],
+                    speed=measured.speeds[artefact.digest],
+                    tasks=measured.tasks[artefact.digest].test,
+                ),
+                build.blueprint.classes,
             ),
             eligible=build.is_eligible(artefact.making),
             on_reference_grid=share.is_flattered,

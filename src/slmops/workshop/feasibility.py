@@ -13,6 +13,7 @@ from slmops.domain.release import Card, Speed
 from slmops.domain.tasks import TaskResult, task_violations
 from slmops.runtimes.speed import LEAST_RUNS_FOR_P95
 from slmops.workshop.build_result import Candidate
+from slmops.workshop.energy import energy_absence
 
 LEAST_CONTROL_KLD = 1e-3
 """Nats. A reference that itself came from an 8-bit file shows no 8-bit loss at all;
@@ -129,6 +130,7 @@ def _budget_excesses(card: Card, device_class: DeviceClass) -> list[Excess]:
                 budget.decode_tokens_per_s,
                 "tokens/s",
             ),
+            _energy_excess(card, speed, device_class),
         ]
     return [excess for excess in found if excess is not None]
 
@@ -162,8 +164,34 @@ def _in_brackets(notes: Sequence[str]) -> str:
 
 
 def _needs_speed(budget: Budget) -> bool:
-    limits = (budget.memory_mib, budget.first_token_ms, budget.decode_tokens_per_s)
+    limits = (
+        *(budget.memory_mib, budget.first_token_ms, budget.decode_tokens_per_s),
+        budget.decode_joules_per_token,
+    )
     return any(limit is not None for limit in limits)
+
+
+def _energy_excess(
+    card: Card, speed: Speed, device_class: DeviceClass
+) -> Excess | None:
+    """Compare what was measured, or what was modelled where nothing was."""
+    limit = device_class.budget.decode_joules_per_token
+    if limit is None:
+        return None
+    named = [e for e in card.modelled_energy if e.device_class == device_class.name]
+    if speed.measured_energy is not None:
+        nature, decode = "measured", speed.measured_energy.decode_joules_per_token
+    elif named:
+        nature, decode = "modelled", named[0].decode_joules_per_token
+    else:
+        return Excess(ratio=1e9, text=energy_absence(card, device_class))
+    if decode.high <= limit:
+        return None
+    return Excess(
+        ratio=decode.high / limit,
+        text=f"{nature} energy may be as high as {decode.high:.3g} J a decoded token,"
+        f" the budget allows {limit:g}",
+    )
 
 
 def _over(what: str, value: float, limit: float | None, unit: str) -> Excess | None:

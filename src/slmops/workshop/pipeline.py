@@ -28,6 +28,7 @@ from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.domain.ids import Digest
 from slmops.registry.workspace import Workspace
 from slmops.runtimes.base import load_runtime
+from slmops.runtimes.energy import open_meter
 from slmops.runtimes.speed import machine_fingerprint
 from slmops.workshop.already_made import done_before
 from slmops.workshop.artefacts import Artefact
@@ -46,6 +47,7 @@ from slmops.workshop.candidates import (
 )
 from slmops.workshop.disk import said_when_full
 from slmops.workshop.disk_needs import disk_needs, require_space
+from slmops.workshop.energy import check_energy_budgets
 from slmops.workshop.forecast import measured_prior
 from slmops.workshop.gguf_file import read_header
 from slmops.workshop.goldens import load_golden, record_goldens
@@ -143,6 +145,7 @@ def run_build(
     model = find_model(workspace, blueprint.model)
     runtime = _common_runtime(blueprint)
     require_extras(blueprint, on_ray=options.executor == RAY)
+    check_energy_budgets(blueprint, open_meter())
     grid = find_grid(workspace, model)
     plan = plan_build(
         blueprint,

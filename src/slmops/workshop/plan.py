@@ -30,6 +30,11 @@ from slmops.workshop.source_grid import Types, grid_share
 _LEAST_CONTEXT = 64
 _CONTEXT_STEP = 64
 _MEMORY_DOUBT = 0.15
+MEMORY_ERROR = (
+    "at most 1.1 % off on the models it was fitted to, 22 % on one it was not; a blueprint"
+    f" is refused only beyond {_MEMORY_DOUBT:.0%}"
+)
+"""Measured by ``bench/plan_error.py``; docs/lab-log.md has the tables."""
 _SPEED_DOUBT = 2.0
 
 
@@ -97,6 +102,8 @@ class BuildPlan:
     """Largest first."""
     structures: tuple[ShapeForecast, ...] = ()
     """Other shapes the recipe stands for, as their 16-bit models will be."""
+    memory_error: str = MEMORY_ERROR
+    """How wrong predicted memory was where it was measured."""
 
 
 def plan_build(

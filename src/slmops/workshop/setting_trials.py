@@ -141,6 +141,7 @@ def _speeds(
         inputs,
         runs=setting.runs,
         settings=tuple(encode_json(one).decode() for one in settings),
+        **setting.counter_parameters,
     )
     record = build.runner.run(name, step, compute)
     content = build.blobs.read_bytes(record.outputs[SPEEDS])

@@ -7,6 +7,7 @@ from slmops.domain.ids import Digest
 from slmops.domain.runtime_settings import UNCHANGED, RuntimeSettings
 from slmops.registry.blobs import bytes_digest
 from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.energy import EnergyMeter, open_meter
 from slmops.runtimes.speed import SpeedPlan, machine_fingerprint
 from slmops.workshop.build_context import BuildContext
 from slmops.workshop.jobs.job import Value
@@ -19,7 +20,9 @@ _CODE = (
     "slmops.workshop.speed_setting",
     "slmops.workshop.speeds",
     "slmops.workshop.memory",
+    "slmops.workshop.energy",
     "slmops.workshop.statistics",
+    "slmops.runtimes.energy",
     "slmops.runtimes.speed",
 )
 
@@ -58,6 +61,16 @@ class SpeedSetting:
     def runs(self) -> int:
         """Timed requests per candidate."""
         return self.build.blueprint.evaluation.speed_runs
+
+    def open_meter(self) -> EnergyMeter:
+        """Return this machine's energy counters."""
+        return open_meter(self.build.powercap)
+
+    @property
+    def counter_parameters(self) -> dict[str, Value]:
+        """What distinguishes a timing step where energy can be counted: nothing where not."""
+        names = self.open_meter().names
+        return {"energy": names} if names else {}
 
     def plan(
         self, answer_tokens: int, *, prompt_tokens: int | None = None

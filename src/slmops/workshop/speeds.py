@@ -33,6 +33,7 @@ from slmops.runtimes.worker import Worker
 from slmops.wire.codec import decode_json, encode_json
 from slmops.workshop.artefacts import Artefact
 from slmops.workshop.build_context import BuildContext
+from slmops.workshop.energy import EnergyWatch
 from slmops.workshop.memory import (
     ContextGrowth,
     MemoryFigures,
@@ -247,7 +248,9 @@ def _time(setting: SpeedSetting, group: Sequence[Artefact]) -> tuple[Speed, ...]
         content = encode_json(GroupSpeeds(speeds=speeds))
         return {SPEEDS: build.blobs.put_bytes(content)}
 
-    step = setting.step("speed", inputs, runs=setting.runs)
+    step = setting.step(
+        "speed", inputs, runs=setting.runs, **setting.counter_parameters
+    )
     record = build.runner.run(name, step, compute)
     content = build.blobs.read_bytes(record.outputs[SPEEDS])
     return decode_json(content, GroupSpeeds, where=name).speeds
@@ -271,17 +274,22 @@ def time_in_rounds(
         for worker, client in zip(workers, clients, strict=True):
             run_once(client, setting.plan(WARM_UP_TOKENS))
             worker.reset_peak()
+        watch = EnergyWatch.begin(setting.open_meter())
         rounds = []
         for done in range(setting.runs):
             report(done, setting.runs)
-            rounds.append([run_once(c, setting.plan(ANSWER_TOKENS)) for c in clients])
+            plan = setting.plan(ANSWER_TOKENS)
+            rounds.append([run_once(c, plan, watch.meter) for c in clients])
     return tuple(
-        _speed(setting, worker, [row[index] for row in rounds])
+        _speed(setting, worker, [row[index] for row in rounds], watch)
         for index, worker in enumerate(workers)
     )
 
 
-def _speed(setting: SpeedSetting, worker: Worker, runs: Sequence[SpeedRun]) -> Speed:
+def _speed(
+    setting: SpeedSetting, worker: Worker, runs: Sequence[SpeedRun], watch: EnergyWatch
+) -> Speed:
+    energy = watch.measured(runs)
     memory = figures_of(worker)
     first = [run.first_token_ms for run in runs]
     decode = [run.decode_tokens_per_s for run in runs]
@@ -300,6 +308,8 @@ def _speed(setting: SpeedSetting, worker: Worker, runs: Sequence[SpeedRun]) -> S
         rss_file_mib=memory.rss_file_mib,
         machine=machine_fingerprint(setting.build.runtime),
         runs=len(runs),
+        measured_energy=energy,
+        energy_unmeasured=watch.missing(energy),
     )
 
 

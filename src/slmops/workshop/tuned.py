@@ -131,7 +131,7 @@ def tune_settings(
         for verdict in verdicts:
             if verdict.adopted and not verdict.tried.settings.is_default:
                 cards[each.candidate.digest] = tuned_card(
-                    each.candidate.card, verdict.tried
+                    each.candidate.card, verdict.tried, each.classes
                 )
     return Tuned(cards=cards, results=tuple(results))
 

@@ -18,6 +18,7 @@ from slmops.domain.device import DeviceClass, Objective
 from slmops.domain.release import Card, Estimate, Fidelity, Speed
 from slmops.domain.runtime_settings import UNCHANGED, RuntimeSettings
 from slmops.workshop.build_result import Candidate
+from slmops.workshop.energy import with_modelled_energy
 from slmops.workshop.feasibility import SelectionRules, excesses_of
 from slmops.workshop.ranking import EPSILON
 
@@ -70,16 +71,19 @@ def judge_settings(
     """
     strict = replace(rules, below_floor=False)
     default, *others = tried
-    base = _at(candidate, default)
+    base = _at(candidate, default, classes)
     objections = [
-        _objections(base, _at(candidate, other), classes, strict) for other in others
+        _objections(base, _at(candidate, other, classes), classes, strict)
+        for other in others
     ]
     pairs = list(zip(others, objections, strict=True))
     winners = [other for other, against in pairs if not against]
     best = min(winners, key=lambda w: _cost(w, classes[0]), default=default)
     reasons = [
         "; ".join(against)
-        or _winning(base.card, _at(candidate, other).card, classes, best is other)
+        or _winning(
+            base.card, _at(candidate, other, classes).card, classes, best is other
+        )
         for other, against in pairs
     ]
     first = "nothing wins against it" if best is default else "another setting wins"
@@ -89,15 +93,18 @@ def judge_settings(
     )
 
 
-def tuned_card(card: Card, tried: TriedSetting) -> Card:
-    """Return a card with the figures of a setting."""
-    return replace(
+def tuned_card(card: Card, tried: TriedSetting, classes: Sequence[DeviceClass]) -> Card:
+    """Return a card with the figures of a setting, for the classes it was tried for."""
+    tuned = replace(
         card, settings=tried.settings, fidelity=tried.fidelity, speed=tried.speed
     )
+    return with_modelled_energy(tuned, classes)
 
 
-def _at(candidate: Candidate, tried: TriedSetting) -> Candidate:
-    return replace(candidate, card=tuned_card(candidate.card, tried))
+def _at(
+    candidate: Candidate, tried: TriedSetting, classes: Sequence[DeviceClass]
+) -> Candidate:
+    return replace(candidate, card=tuned_card(candidate.card, tried, classes))
 
 
 def _objections(

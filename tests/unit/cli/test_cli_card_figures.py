@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from slmops.cli.card_figures import peak_figure, speed_remarks
-from slmops.domain.release import Speed
+from slmops.domain.memory import PeakMemory
+from slmops.domain.release import Estimate, Speed
 from slmops.testing.sample_build import SAMPLE_FIGURES, sample_candidate
 
 
@@ -21,6 +22,15 @@ def speed(context_tokens: int, extrapolated_mib: float) -> Speed:
 def test_only_a_visible_extrapolation_is_marked() -> None:
     assert peak_figure(speed(2048, 0.2)) == 300
     assert peak_figure(speed(8192, 90.0)) == "~300"
+
+
+def test_a_peak_with_bounds_is_shown_with_them_and_what_they_are() -> None:
+    bounds = Estimate(value=300.2, low=299.1, high=301.3)
+    known = PeakMemory(measured=bounds, full=bounds, processes=3, deviation_mib=0.2)
+    plain = replace(speed(2048, 0.0), peak_memory=known)
+    assert peak_figure(plain) == "300.2 (299.1 to 301.3)"
+    assert str(peak_figure(replace(plain, extrapolated_mib=90.0))).startswith("~300.2")
+    assert any("one more process" in line for line in speed_remarks([plain]))
 
 
 def test_the_remarks_name_the_contexts_that_were_timed_and_filled() -> None:

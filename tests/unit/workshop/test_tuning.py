@@ -7,6 +7,7 @@ import pytest
 
 from slmops.domain.blueprint import QualityFloor
 from slmops.domain.device import Budget, DeviceClass, Objective
+from slmops.domain.energy import Power
 from slmops.domain.ids import Digest
 from slmops.domain.memory import PeakMemory
 from slmops.domain.release import Estimate
@@ -221,7 +222,11 @@ def test_tasks_speak_only_for_the_cache_they_were_asked_with() -> None:
 def test_a_card_takes_all_figures_of_its_setting() -> None:
     candidate = sample_candidate(FIGURES, classes=[of(Objective.SIZE)])
     tried = Found(settings=CACHE, kld=0.03, peak=150).at(candidate)
-    card = tuned_card(candidate.card, tried)
+    power = Power(source="meter", busy_watts=6.0)
+    card = tuned_card(candidate.card, tried, [of(Objective.SIZE, power=power)])
+    # Its own speed counts, 40 tokens/s, and not the candidate's at the defaults.
+    (energy,) = card.modelled_energy
+    assert energy.decode_joules_per_token.value == pytest.approx(6.0 / 40.0)
     assert card.settings == CACHE
     assert card.fidelity.mean_kld.value == pytest.approx(0.03)
     assert [speed.peak_rss_mib for speed in card.speed] == [150]

@@ -16,6 +16,7 @@ from slmops.domain.blueprint import (
     WavePlan,
 )
 from slmops.domain.device import Budget, DeviceClass
+from slmops.domain.energy import Power
 from slmops.domain.levers import (
     Distill,
     Finetune,
@@ -131,8 +132,18 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
     },
     DeviceClass: {"threads": Limit(least=1), "context_tokens": Limit(least=64)},
     Budget: dict.fromkeys(
-        ("memory_mib", "disk_mib", "first_token_ms", "decode_tokens_per_s"), _POSITIVE
+        (
+            *("memory_mib", "disk_mib", "first_token_ms", "decode_tokens_per_s"),
+            "decode_joules_per_token",
+        ),
+        _POSITIVE,
     ),
+    Power: {
+        "busy_watts": _POSITIVE,
+        "watts_per_thread": Limit(least=0),
+        "idle_watts": Limit(least=0),
+        "uncertainty": Limit(least=0, below=1),
+    },
     AgentSettings: {
         "memory_mib": Limit(least=1),
         "port": _PORT,

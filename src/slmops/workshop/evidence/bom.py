@@ -173,11 +173,11 @@ def _metric(figure: Figure) -> Tree:
             "lowerBound": _number(figure.estimate.low),
             "upperBound": _number(figure.estimate.high),
         }
-    elif figure.bounds is Bounds.RANGE:
+    elif figure.bounds is not Bounds.NONE:
         span = f"{_number(figure.estimate.low)} to {_number(figure.estimate.high)}"
-        metric["slice"] = f"{figure.of}; {Bounds.RANGE} {span}"
+        metric["slice"] = f"{figure.of}; {figure.bounds} {span}"
     if figure.nature is Nature.MODELLED:
-        metric["slice"] = f"{figure.of}; not measured"
+        metric["slice"] = f"{metric['slice']}; not measured"
     return metric
 
 

@@ -8,6 +8,7 @@ subtracted at all: the reason stands in place of the difference.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from slmops.domain.energy import Power
 from slmops.domain.ids import Digest
 from slmops.domain.release import Card, Estimate
 from slmops.workshop.build_result import BuildResult
@@ -133,6 +134,11 @@ def _obstacle(
         return "" if digests[0] == digests[1] else "other examples or prompts"
     if of.startswith("threads "):
         return _other_machine(first, second, one, two)
+    if of.startswith("class "):
+        named = of.removeprefix("class ")
+        powers = [_power(build, named) for build in (first, second)]
+        same = powers[0] == powers[1]
+        return _other_machine(first, second, one, two) if same else "another power"
     if name in {"bytes", "bits_per_weight", "parameters"}:
         return ""
     return _other_text(one, two)
@@ -144,6 +150,10 @@ def _other_machine(
     if first.machine != second.machine:
         return "another machine"
     return "" if one.runtime == two.runtime else "another runtime"
+
+
+def _power(build: BuildResult, name: str) -> Power | None:
+    return next((c.power for c in build.blueprint.classes if c.name == name), None)
 
 
 def _other_text(one: Card, two: Card) -> str:

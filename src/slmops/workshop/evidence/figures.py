@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from slmops.domain.energy import MeasuredEnergy, ModelledEnergy
 from slmops.domain.recipe import BASE
 from slmops.domain.release import Card, Estimate, Speed
 from slmops.domain.tasks import TaskResult
@@ -31,6 +32,12 @@ class Bounds(StrEnum):
     """Bootstrap, 95 %."""
     RANGE = "range of all runs"
     """Least and greatest of a few runs around their median: no confidence is claimed."""
+    PREDICTION = "95 % for one more process"
+    """Prediction interval over several processes, widened by what was not measured on
+    this very candidate."""
+    PROPAGATED = "carried over"
+    """Modelled: the bounds of what it was computed from. That the model holds is not in
+    them."""
     NONE = "none"
     """One observation, or exact: low and high are the value."""
 
@@ -83,13 +90,14 @@ def treatment_of(card: Card) -> str:
 
 
 def card_figures(card: Card) -> tuple[Figure, ...]:
-    """Return every figure of a card: sizes, fidelity, speeds, memory, tasks."""
+    """Return every figure of a card: sizes, fidelity, speeds, memory, energy, tasks."""
     return (
         _exact("bytes", card.bytes, is_lower_better=True),
         _exact("bits_per_weight", card.bits_per_weight, is_lower_better=True),
         _exact("parameters", card.parameters, is_lower_better=None),
         *_fidelity(card),
         *(figure for speed in card.speed for figure in _speed(speed)),
+        *(figure for energy in card.modelled_energy for figure in _modelled(energy)),
         *(figure for task in card.tasks for figure in _task(task)),
     )
 
@@ -124,8 +132,8 @@ def _speed(speed: Speed) -> Iterator[Figure]:
     # like a second measurement.
     if speed.timed_context_tokens is None:
         yield from _times(speed, of)
+    yield _peak(speed, of)
     memory = {
-        "peak_rss_mib": speed.measured_peak_mib,
         "private_rss_mib": speed.rss_anon_mib - speed.extrapolated_mib,
         "mapped_rss_mib": speed.rss_file_mib,
     }
@@ -133,7 +141,42 @@ def _speed(speed: Speed) -> Iterator[Figure]:
         yield _single(name, value, of, Nature.MEASURED)
     if speed.extrapolated_mib:
         whole = "peak_rss_mib_extrapolated_to_full_context"
-        yield _single(whole, speed.peak_rss_mib, of, Nature.MODELLED)
+        known = speed.peak_memory
+        if known is None:
+            yield _single(whole, speed.peak_rss_mib, of, Nature.MODELLED)
+        else:
+            yield _bounded(whole, known.full, of, (Bounds.PROPAGATED, Nature.MODELLED))
+
+
+def _peak(speed: Speed, of: str) -> Figure:
+    known = speed.peak_memory
+    if known is None:
+        return _single("peak_rss_mib", speed.measured_peak_mib, of)
+    measured = (Bounds.PREDICTION, Nature.MEASURED)
+    return _bounded("peak_rss_mib", known.measured, of, measured)
+
+
+def _energy(energy: MeasuredEnergy, of: str) -> Iterator[Figure]:
+    kind = (Bounds.RANGE, Nature.MEASURED)
+    rows = {
+        "decode_joules_per_token": energy.decode_joules_per_token,
+        "decode_joules_per_token_above_idle": energy.decode_above_idle_joules_per_token,
+        "prefill_joules_per_token": energy.prefill_joules_per_token,
+        "idle_watts": energy.idle_watts,
+    }
+    for name, estimate in rows.items():
+        yield _bounded(name, estimate, of, kind)
+
+
+def _modelled(energy: ModelledEnergy) -> Iterator[Figure]:
+    of = f"class {energy.device_class}"
+    kind = (Bounds.PROPAGATED, Nature.MODELLED)
+    rows = {
+        "decode_joules_per_token_modelled": energy.decode_joules_per_token,
+        "prefill_joules_per_token_modelled": energy.prefill_joules_per_token,
+    }
+    for name, estimate in rows.items():
+        yield _bounded(name, estimate, of, kind)
 
 
 def _times(speed: Speed, of: str) -> Iterator[Figure]:
@@ -153,6 +196,8 @@ def _times(speed: Speed, of: str) -> Iterator[Figure]:
         )
     yield _single("first_token_tail_ms", speed.first_token_tail_ms, of)
     yield _single("load_ms", speed.load_ms, of)
+    if speed.measured_energy is not None:
+        yield from _energy(speed.measured_energy, of)
 
 
 def _task(task: TaskResult) -> Iterator[Figure]:
@@ -179,6 +224,20 @@ def _single(
         of=of,
         estimate=Estimate(value=value, low=value, high=value),
         bounds=Bounds.NONE,
+        nature=nature,
+        is_lower_better=True,
+    )
+
+
+def _bounded(
+    name: str, estimate: Estimate, of: str, kind: tuple[Bounds, Nature]
+) -> Figure:
+    bounds, nature = kind
+    return Figure(
+        name=name,
+        of=of,
+        estimate=estimate,
+        bounds=bounds,
         nature=nature,
         is_lower_better=True,
     )

@@ -14,6 +14,11 @@ def limitations(build: BuildResult) -> tuple[str, ...]:
         " own quality, biases or safety, which were not measured.",
         f"Speed and memory are of one machine ({build.machine}); others differ.",
     ]
+    if any(c.card.modelled_energy for c in build.candidates):
+        lines.append(
+            "Modelled energy is a class's stated power over this machine's speed: nobody"
+            " measured it, and a slower device takes more."
+        )
     if not build.reference.card.tasks:
         lines.append("No task was evaluated: nothing here says what the model can do.")
     if model.source_quantization:

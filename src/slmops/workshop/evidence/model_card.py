@@ -16,6 +16,7 @@ from slmops.domain.tasks import TaskResult
 from slmops.wire.codec import document_digest
 from slmops.workshop.build_result import BuildResult, Candidate
 from slmops.workshop.evidence.bom import Product
+from slmops.workshop.evidence.energy_tables import energy_absences, energy_tables
 from slmops.workshop.evidence.figures import structure_of, treatment_of
 from slmops.workshop.evidence.graph import (
     artefact_file,
@@ -130,7 +131,9 @@ def _measured(build: BuildResult, rows: Sequence[Candidate]) -> list[str]:
             "## Speed and memory, measured",
             _speeds(timed, runs),
             f"Median and range of {runs} runs; on {_text(build.machine)},"
-            f" {_text(build.reference.card.runtime)}. Memory is of the serving process.",
+            f" {_text(build.reference.card.runtime)}. Memory is of the serving process; its"
+            " bounds are for one more process: a 95 % prediction interval over the"
+            " deviation of as many processes as the table says.",
         ]
     if any(speed.extrapolated_mib for _, speed in timed):
         parts += [
@@ -138,6 +141,7 @@ def _measured(build: BuildResult, rows: Sequence[Candidate]) -> list[str]:
             _extrapolated(timed),
             "A line through measured points, drawn on to the whole context: not measured.",
         ]
+    parts += _energy(build, [c.card for c in rows])
     if any(c.card.tasks for c in rows):
         parts += ["## Tasks, measured", _tasks(rows)]
     return parts
@@ -183,7 +187,13 @@ def _marks(build: BuildResult, row: Candidate) -> list[str]:
 def _speeds(timed: Sequence[tuple[Candidate, Speed]], runs: int) -> str:
     head = (
         *("candidate", "threads", "context", "decode tok/s", "prefill tok/s"),
-        *("first token ms", f"{tail_name(runs)}, ms", "load ms", "peak RSS MiB"),
+        *(
+            "first token ms",
+            f"{tail_name(runs)}, ms",
+            "load ms",
+            "processes",
+            "peak RSS MiB",
+        ),
     )
     return _table(
         head,
@@ -193,7 +203,8 @@ def _speeds(timed: Sequence[tuple[Candidate, Speed]], runs: int) -> str:
                 str(speed.threads),
                 str(speed.context_tokens),
                 *_times(speed),
-                f"{speed.measured_peak_mib:.0f}",
+                str(speed.peak_memory.processes) if speed.peak_memory else "1",
+                _measured_peak(speed),
             )
             for candidate, speed in timed
         ],
@@ -220,7 +231,9 @@ def _extrapolated(timed: Sequence[tuple[Candidate, Speed]]) -> str:
                 _text(candidate.card.label),
                 str(speed.context_tokens),
                 str(speed.filled_tokens or speed.prompt_tokens),
-                f"~{speed.peak_rss_mib:.0f}",
+                f"~{_peak(speed.peak_memory.full)}"
+                if speed.peak_memory
+                else f"~{speed.peak_rss_mib:.0f}",
             )
             for candidate, speed in timed
             if speed.extrapolated_mib
@@ -285,7 +298,7 @@ def _place(speed: Speed) -> tuple[str, str, str]:
     return (
         f"{speed.threads}, {speed.context_tokens}",
         _bounds(speed.decode_median or speed.decode_tokens_per_s, 1),
-        f"{speed.measured_peak_mib:.1f}",
+        _measured_peak(speed),
     )
 
 
@@ -332,6 +345,27 @@ def _bounds(estimate: Estimate, digits: int) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _energy(build: BuildResult, cards: Sequence[Card]) -> list[str]:
+    parts = []
+    for found in energy_tables(cards):
+        rows = [[_text(cell) for cell in row] for row in found.rows]
+        parts += [f"## {found.title}", _table(found.head, rows), found.note]
+    missing = energy_absences(build.control.card, build.blueprint.classes)
+    if missing:
+        why = "\n".join(f"- {_text(line)}" for line in missing)
+        parts += ["## Energy that is not known", why]
+    return parts
+
+
+def _measured_peak(speed: Speed) -> str:
+    known = speed.peak_memory
+    return f"{speed.measured_peak_mib:.5g}" if known is None else _peak(known.measured)
+
+
+def _peak(estimate: Estimate) -> str:
+    return _bounds(estimate, 1)
 
 
 def _text(text: str) -> str:

@@ -22,6 +22,7 @@ from slmops.workshop.report.chart import (
     more_charts,
     selection_rules,
 )
+from slmops.workshop.report.energy import energy_section
 from slmops.workshop.report.heat import draw_heat_map
 from slmops.workshop.report.markup import join, number
 from slmops.workshop.report.proof import proof_section
@@ -153,6 +154,8 @@ def build_page(
 {speed_table(result)}
 <h2>Memory</h2>
 {memory_table(result)}
+<h2>Energy</h2>
+{energy_section(result)}
 {_heat(extras.heat)}
 {structure_table(result)}
 {setting_table(result)}
@@ -268,6 +271,8 @@ def _method(result: BuildResult) -> str:
         " against itself, through the same code",
         "speed runs": f"{plan.speed_runs} per candidate and number of threads,"
         " interleaved; prompt caches off",
+        "memory": f"{plan.memory_runs} processes per candidate and number of threads;"
+        " bounds are for one more",
         "reference": result.model.id,
         "steps": f"{len(result.provenance)}, listed with inputs and tools in build.json",
         "build": document_digest(result),

@@ -45,11 +45,18 @@ def _row(result: SettingResult, speed: Speed | None) -> str:
         number_cell(f"{speed.threads}, {speed.context_tokens}" if speed else "–"),
         estimate_cell(fidelity.mean_kld, 4) if fidelity else number_cell("–"),
         estimate_cell(_decode(speed), 1) if speed else number_cell("–"),
-        number_cell(f"{speed.peak_rss_mib:.1f}" if speed else "–"),
+        _peak(speed) if speed else number_cell("–"),
         text_cell("yes" if result.adopted else "no"),
         text_cell(result.reason),
     ]
     return f"<tr>{join(cells)}</tr>"
+
+
+def _peak(speed: Speed) -> str:
+    known = speed.peak_memory
+    if known is None:
+        return number_cell(f"{speed.peak_rss_mib:.1f}")
+    return estimate_cell(known.full, 1)
 
 
 def _decode(speed: Speed) -> Estimate:

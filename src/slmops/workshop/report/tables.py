@@ -48,7 +48,8 @@ def class_table(result: BuildResult) -> str:
         f"{table(head, rows)}"
         '<p class="soft">Small print: what the class may spend, or must reach. Figures are'
         " of the class's own threads and context. ~ marks memory of which a part was"
-        " extrapolated; the memory table below tells them apart.</p>"
+        " extrapolated; the memory table below tells them apart. Memory's <em>up to</em> is"
+        " the upper bound that the budget is compared with.</p>"
     )
 
 
@@ -92,9 +93,9 @@ def _class_speed(speed: Speed | None, device_class: DeviceClass) -> Iterator[str
         yield from (number_cell("–") for _ in range(3))
         return
     sign = "~" if speed.extrapolated_mib else ""
-    yield number_cell(
-        f"{sign}{speed.peak_rss_mib:.0f}", small=_limit("at most", budget.memory_mib)
-    )
+    limit = _limit("at most", budget.memory_mib)
+    bound = "" if speed.peak_memory is None else f"up to {speed.most_peak_mib:.1f}; "
+    yield number_cell(f"{sign}{speed.peak_rss_mib:.0f}", small=f"{bound}{limit}")
     yield number_cell(
         f"{speed.first_token_tail_ms:.0f}",
         small=_limit("at most", budget.first_token_ms),
@@ -231,9 +232,9 @@ def memory_table(result: BuildResult) -> str:
         (
             *("candidate", "threads", "context", "tokens in it"),
             *("peak RSS MiB, measured", "private MiB", "mapped MiB"),
-            "peak MiB, extrapolated to all of the context",
+            *("peak MiB, extrapolated to all of the context", "processes, deviation"),
         ),
-        numbers=range(1, 8),
+        numbers=range(1, 9),
     )
     rows = [
         _memory_row(candidate.card, speed)
@@ -245,24 +246,36 @@ def memory_table(result: BuildResult) -> str:
         '<p class="soft">Of the serving process: each variant\'s own peak with the standard'
         " prompt, and what filling the context to the tokens named adds, measured on one"
         " variant for all. Private: KV cache, scratch, reordered weights; mapped: weights"
-        " and code, which several processes share. The last column is modelled: a line"
+        " and code, which several processes share. The extrapolated peak is modelled: a line"
         " through the measured points, drawn on to the whole context. Budgets are compared"
-        " with it, where it is there.</p>"
+        " with its upper bound, where it is there, else with the measured one. Small print:"
+        " where the peak of one more process lies, by a 95 % prediction interval over the"
+        " processes' peaks; widened by 0.6 MiB where another variant's context was filled."
+        " The deviation is the standard deviation of the processes' peaks.</p>"
     )
 
 
 def _memory_row(card: Card, speed: Speed) -> str:
     measured_private = speed.rss_anon_mib - speed.extrapolated_mib
-    modelled = f"~{speed.peak_rss_mib:.0f}" if speed.extrapolated_mib else "–"
+    known = speed.peak_memory
+    modelled = "–"
+    if speed.extrapolated_mib:
+        modelled = f"~{speed.peak_rss_mib:.0f}"
+        if known is not None:
+            modelled += f"<small>~{known.full.low:.1f} to {known.full.high:.1f}</small>"
+    spread = "1" if known is None else f"{known.processes}, {known.deviation_mib:.2f}"
     cells = [
         text_cell(card.label),
         number_cell(str(speed.threads)),
         number_cell(str(speed.context_tokens)),
         number_cell(str(speed.filled_tokens or speed.prompt_tokens)),
-        number_cell(f"{speed.measured_peak_mib:.0f}"),
+        number_cell(f"{speed.measured_peak_mib:.0f}")
+        if known is None
+        else estimate_cell(known.measured, 1),
         number_cell(f"{measured_private:.0f}"),
         number_cell(f"{speed.rss_file_mib:.0f}"),
         f'<td class="n modelled">{modelled}</td>',
+        number_cell(spread),
     ]
     return f"<tr>{join(cells)}</tr>"
 

@@ -6,10 +6,16 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
+from slmops.domain.energy import Power
+from slmops.domain.estimate import Estimate
+from slmops.domain.memory import PeakMemory
 from slmops.testing.sample_build import with_settings
 from slmops.workshop.build_result import BuildResult
+from slmops.workshop.energy import with_modelled_energy
 from slmops.workshop.evidence.bom import Product
 from slmops.workshop.evidence.model_card import release_card, variant_card
+from slmops.workshop.report.chart import draw_chart
+from slmops.workshop.report.page import build_page
 
 PRODUCT = Product(name="sample", version="2")
 
@@ -172,3 +178,43 @@ def test_what_a_variant_runs_with_is_shown_with_its_figures(
     for other in others:
         assert heading not in variant_card(tuned, other, PRODUCT)
     assert heading not in release_card(build, PRODUCT)
+
+
+def test_peaks_carry_their_bounds_and_energy_its_nature(build: BuildResult) -> None:
+    low_high = Estimate(value=300.0, low=299.0, high=301.5)
+    known = PeakMemory(measured=low_high, full=low_high, processes=3, deviation_mib=0.2)
+    power = Power(source="meter", busy_watts=5.0)
+    classes = tuple(replace(c, power=power) for c in build.blueprint.classes)
+    candidates = tuple(
+        replace(
+            c,
+            card=with_modelled_energy(
+                replace(
+                    c.card,
+                    speed=tuple(
+                        replace(s, peak_rss_mib=300.0, peak_memory=known)
+                        for s in c.card.speed
+                    ),
+                ),
+                classes,
+            ),
+        )
+        for c in build.candidates
+    )
+    blueprint = replace(build.blueprint, classes=classes)
+    changed = replace(
+        build, blueprint=blueprint, candidates=candidates, control=candidates[0]
+    )
+    card = release_card(changed, PRODUCT)
+    measured = table_of(card, "Speed and memory, measured")
+    assert {row[-1] for row in measured[2:]} == {"300.0 (299.0 to 301.5)"}
+    modelled = table_of(card, "Energy per token, modelled")
+    assert len(modelled) == 2 + len(candidates) * len(classes)
+    assert all("~" in row[2] for row in modelled[2:])
+    assert "nobody measured it" in card
+    assert "Energy per token, measured" not in card
+    plain = release_card(build, PRODUCT)
+    assert "class small names no power" in plain
+    page = build_page(changed, draw_chart(changed))
+    assert "299.0 to 301.5" in page
+    assert "<h3>Energy per token, modelled</h3>" in page
