@@ -10,7 +10,7 @@ import pytest
 from slmops.domain.installation import State
 from slmops.domain.rollout import RolloutState
 from slmops.registry.oci import CARD, CLASSES, FILEPATH, REF_NAME, RELEASE_DIGEST
-from slmops.registry.signing import LIFE
+from slmops.registry.roots import LIFE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -88,6 +88,9 @@ class Actions:
             assignment = self.offers.read(known.envelope)
             require_no_downgrade(assignment, self.slots.read())
             deployment, plan = self.offers.check(assignment)
+            # The check learns who directs now: a key that was taken away since counts
+            # for nothing.
+            self.offers.read(known.envelope)
         except UnavailableError as error:
             return self._later(now, str(error), wait_s=_RETRY_S)
         except (NotFoundError, UntrustedError) as error:

@@ -24,6 +24,7 @@ import uvicorn
 from slmops.agent import probe
 from slmops.agent.actions import Actions
 from slmops.agent.clock import Backoff
+from slmops.agent.directors import DIRECTORS, Directors
 from slmops.agent.download import Downloads
 from slmops.agent.endpoint import Endpoint, EndpointLimits
 from slmops.agent.enrolment import prepare_state_folder
@@ -244,7 +245,7 @@ class _Agent:
         settings = self._settings
         offers = Offers(
             device=settings.device,
-            director_key=settings.director_key,
+            director_key=Directors(settings.director_key, self._state / DIRECTORS),
             facts=self._facts,
             open_registry=self._open_registry,
             disk_size_bytes=lambda: probe.disk_size_bytes(self._state),

@@ -174,13 +174,16 @@ class AgentLoop:
         _log.info("assignment %d: run %s", assignment.sequence, assignment.release)
 
     def _newest_sequence(self) -> int:
-        """Return the newest sequence known; the slots remember when a journal is lost."""
+        """Return the newest sequence known; the slots remember when a journal is lost.
+
+        What a director signed whose key was taken away counts for nothing: it may have
+        used up all numbers.
+        """
         known = self.journal.assignment()
-        slots = self._read_slots()
-        return max(
-            known.sequence if known is not None else 0,
-            slots.active.assignment if slots.active is not None else 0,
-        )
+        if known is not None:
+            return known.sequence if self.offers.holds(known.envelope) else 0
+        active = self._read_slots().active
+        return active.assignment if active is not None else 0
 
     def _current_assignment(self) -> Assignment | None:
         known = self.journal.assignment()

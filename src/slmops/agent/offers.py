@@ -8,6 +8,7 @@ with the same digests.
 from collections.abc import Callable
 from typing import Protocol
 
+from slmops.agent.directors import Directors
 from slmops.agent.records import Deployment, Slots, TrialPlan
 from slmops.domain.device import DeviceClass, DeviceFacts
 from slmops.domain.errors import (
@@ -15,13 +16,13 @@ from slmops.domain.errors import (
     InvalidInputError,
     NotFoundError,
     OverBudgetError,
+    SlmopsError,
     UnavailableError,
     UntrustedError,
 )
 from slmops.domain.ids import Digest, digest_hex, label_version, parse_digest
 from slmops.domain.release import Release, Variant
 from slmops.domain.sync import Assignment, Installed
-from slmops.registry.envelope import open_envelope
 from slmops.wire import codec
 
 _MIB = 1 << 20
@@ -36,6 +37,10 @@ class Registry(Protocol):
 
     def release(self, label: str) -> tuple[Release, Digest]:
         """Return a verified release and the digest of its document."""
+        ...
+
+    def director_keys(self) -> tuple[str, ...]:
+        """Return the director's keys that the newest root names; () for none."""
         ...
 
     def target(self, path: str) -> tuple[int, str]:
@@ -79,7 +84,7 @@ class Offers:
         self,
         *,
         device: str,
-        director_key: str,
+        director_key: str | Directors,
         facts: DeviceFacts,
         open_registry: Callable[[], Registry],
         disk_size_bytes: Callable[[], int],
@@ -88,24 +93,31 @@ class Offers:
 
         Args:
             device: id of this device.
-            director_key: public key of the director, hex.
+            director_key: public key of the director, hex, or all that are trusted.
             facts: of this device.
             open_registry: called for each check; loads the TUF client only then.
             disk_size_bytes: of the whole file system: what is full may be emptied.
         """
         self._device = device
-        self._director_key = director_key
+        self._directors = (
+            Directors(director_key) if isinstance(director_key, str) else director_key
+        )
         self._facts = facts
         self._open_registry = open_registry
         self._disk_size_bytes = disk_size_bytes
 
     def read(self, envelope: str) -> Assignment:
-        """Open an envelope.
+        """Open an envelope; one by an unknown key is a reason to ask the root for keys.
 
         Raises:
             UntrustedError: not signed by the director, malformed, or for another device.
         """
-        payload = open_envelope(envelope, self._director_key)
+        try:
+            payload = self._directors.open(envelope)
+        except UntrustedError:
+            if not self._learn_directors():
+                raise
+            payload = self._directors.open(envelope)
         try:
             assignment = codec.decode_json(
                 payload, Assignment, where="assignment", lenient=True
@@ -120,6 +132,14 @@ class Offers:
                 f" {self._device!r}"
             )
         return assignment
+
+    def holds(self, envelope: str) -> bool:
+        """Tell whether an envelope is by a director that counts now; asks nobody."""
+        try:
+            self._directors.open(envelope)
+        except UntrustedError:
+            return False
+        return True
 
     def check(self, assignment: Assignment) -> tuple[Deployment, TrialPlan]:
         """Ask the release signer, and see whether the variant can run here.
@@ -137,6 +157,7 @@ class Offers:
             registry.refresh()
         except (UntrustedError, NotFoundError) as error:
             raise UnavailableError(f"nothing new is installed: {error}") from None
+        self._directors.learn(registry.director_keys())
         release, digest = registry.release(assignment.release)
         if digest != assignment.release_digest:
             raise UntrustedError(
@@ -160,6 +181,13 @@ class Offers:
                 revert=assignment.revert,
             ),
         )
+
+    def _learn_directors(self) -> bool:
+        """Tell whether the newest root names other directors than were known."""
+        try:
+            return self._directors.learn(self._open_registry().director_keys())
+        except (SlmopsError, OSError):
+            return False  # no way there now: the envelope stays refused
 
     def _require_runs(self, variant: Variant, device_class: DeviceClass) -> None:
         facts = self._facts

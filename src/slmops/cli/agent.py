@@ -161,6 +161,37 @@ def forgive(state: Path, digest: str | None, as_json: bool) -> None:
         render.text(f"forgiven: {entry.variant} of {entry.release}: {entry.reason}")
 
 
+@agent.command()
+@_state
+@click.option(
+    "--root",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Root metadata: keys/root.json of the workspace.",
+)
+@render.as_json
+def trust(state: Path, file: Path, as_json: bool) -> None:
+    """Pin another root on this device; its agent must not run.
+
+    Only for a registry whose root keys are lost (`slmops keys root replace`): devices
+    follow every other change of keys by themselves. Carry the file here by a way you
+    trust, and compare its SHA-256.
+
+    Example: slmops agent trust --state ./till-1 --root /media/stick/root.json
+    """
+    from slmops.agent.anchor import trust_root
+    from slmops.registry.blobs import bytes_digest
+
+    raw = file.read_bytes()
+    version, director = trust_root(state.absolute(), raw)
+    if as_json:
+        found = {"root": version, "digest": bytes_digest(raw), "director": director}
+        render.json_document(found)
+        return
+    render.text(f"trusts root version {version}, {bytes_digest(raw)}")
+
+
 def _label(text: str) -> tuple[str, str]:
     key, found, value = text.partition("=")
     if not found or not key:

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "slmops.cli.release:release",
         "Create, list, show and verify releases.",
     ),
+    "keys": ("slmops.cli.keys:keys", "Who signs: thresholds, rotation, revocation."),
     "serve": ("slmops.cli.serve:serve", "Run the control plane and its dashboard."),
     "device": ("slmops.cli.device:device", "Enrolment tokens and the fleet's devices."),
     "agent": ("slmops.cli.agent:agent", "Run the agent on a device."),

@@ -47,8 +47,8 @@ def create(
 
     Example: slmops release create
     """
-    from slmops.registry.keys import key_passphrase
-    from slmops.registry.signing import ReleaseKeys
+    from slmops.cli.key_access import release_keys
+    from slmops.registry.bins import bin_settings
     from slmops.workshop.builds import load_build
     from slmops.workshop.releases import create_release
 
@@ -56,12 +56,11 @@ def create(
         raise click.UsageError("--force and --reason go together")
     now = time.time()
     build = load_build(workspace, build_id)
-    keys = ReleaseKeys.load_or_create(
-        workspace.keys, now=now, passphrase=key_passphrase(os.environ)
-    )
+    keys = release_keys(workspace, now=now)
+    bins = bin_settings(os.environ)
     with render.progress(quiet=as_json) as progress:
         progress("hash artefacts and sign", 0, 0)
-        found, digest = create_release(workspace, build, keys, now, reason)
+        found, digest = create_release(workspace, build, keys, now, reason, bins)
     if as_json:
         render.json_document(_document(found, digest))
         return
@@ -141,7 +140,7 @@ def verify(workspace: Workspace, label: str, as_json: bool) -> None:
     """
     import tempfile
 
-    from slmops.registry.signing import read_pinned_root
+    from slmops.registry.key_folder import read_pinned_root
     from slmops.registry.trust import TrustedRegistry
     from slmops.wire.codec import to_plain
     from slmops.workshop.evidence.attachments import verify_evidence
@@ -206,7 +205,7 @@ def evidence(
 
 def _catalog(workspace: Workspace) -> "Catalog":
     from slmops.registry.catalog import Catalog
-    from slmops.registry.signing import PINNED_ROOT
+    from slmops.registry.key_folder import PINNED_ROOT
 
     pinned = workspace.keys / PINNED_ROOT
     return Catalog(

@@ -27,14 +27,18 @@ from slmops.control.snapshot import take_snapshot
 from slmops.control.store_sql import open_sqlite_store
 from slmops.domain.errors import SlmopsError, UnavailableError
 from slmops.registry.catalog import Catalog
+from slmops.registry.key_folder import PINNED_ROOT, read_pinned_root
 from slmops.registry.keys import key_passphrase
-from slmops.registry.signing import PINNED_ROOT, OnlineKeys, ReleaseKeys
+from slmops.registry.signing import OnlineKeys, ReleaseKeys
 from slmops.registry.workspace import Workspace
 from slmops.wire import codec
 
 DATABASE = "control.db"
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - is replaced
 """Where to reach a server on this machine that listens on all its addresses."""
+_ROOT_LOOK_S = 1.0
+"""How often a next root is looked for: one stat."""
+_ROOT_RETRY_S = 60.0
 _LEAST_BETWEEN_SNAPSHOTS_S = 0.25
 _log = logging.getLogger("slmops.control")
 
@@ -52,7 +56,10 @@ def create_app(settings: ControlSettings) -> Starlette:
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         jobs = [
             asyncio.create_task(job(plane))
-            for job in (_run_engine, _publish, _flush_seen, _refresh_timestamp)
+            for job in (
+                *(_run_engine, _publish, _flush_seen),
+                *(_refresh_timestamp, _follow_root),
+            )
         ]
         yield
         for job in jobs:
@@ -179,13 +186,32 @@ def load_online_keys(workspace: Workspace, *, now: float) -> OnlineKeys:
     passphrase = key_passphrase(os.environ)
     if not (workspace.keys / PINNED_ROOT).exists():
         ReleaseKeys.load_or_create(workspace.keys, now=now, passphrase=passphrase)
-    return OnlineKeys.load(workspace.keys, passphrase=passphrase)
+    root = _registry(workspace).newest_root()
+    return OnlineKeys.load(workspace.keys, passphrase=passphrase, root=root)
+
+
+def follow_root(plane: Plane) -> bool:
+    """Take other keys when a newer root was published; return whether it was.
+
+    Raises:
+        NotFoundError: a key that it names is not here; the old ones go on.
+    """
+    workspace = plane.settings.workspace
+    following = f"{plane.keys.newest_root.version + 1}.root.json"
+    if not (workspace.registry / "metadata" / following).exists():
+        return False
+    plane.take_keys(load_online_keys(workspace, now=plane.clock()))
+    return True
+
+
+def _registry(workspace: Workspace) -> Catalog:
+    return Catalog(workspace.registry, pinned_root=read_pinned_root(workspace.keys))
 
 
 def _build_plane(settings: ControlSettings) -> Plane:
     workspace = settings.workspace
     keys = load_online_keys(workspace, now=time.time())
-    catalog = Catalog(workspace.registry, pinned_root=keys.root_json)
+    catalog = _registry(workspace)
     timestamp = workspace.registry / "metadata" / "timestamp.json"
     releases = KnownReleases(
         catalog,
@@ -244,10 +270,22 @@ async def _flush_seen(plane: Plane) -> None:
             _log.exception("last-seen times could not be written")
 
 
+async def _follow_root(plane: Plane) -> None:
+    while True:
+        wait_s = _ROOT_LOOK_S
+        try:
+            if await plane.run(follow_root, plane):
+                _log.warning(
+                    "root version %d: other keys sign", plane.keys.newest_root.version
+                )
+        except (SlmopsError, OSError):
+            wait_s = _ROOT_RETRY_S
+            _log.exception("the newest root's keys cannot be used")
+        await asyncio.sleep(wait_s)
+
+
 async def _refresh_timestamp(plane: Plane) -> None:
-    catalog = Catalog(
-        plane.settings.workspace.registry, pinned_root=plane.keys.root_json
-    )
+    catalog = _registry(plane.settings.workspace)
     while True:
         try:
             await plane.run(catalog.refresh_timestamp, plane.keys, plane.clock())

@@ -164,6 +164,11 @@ class Plane:
             await self.run(self.store.touch, seen)
             self.live.poke()
 
+    def take_keys(self, keys: OnlineKeys) -> None:
+        """Sign with other keys from now on: the root names them."""
+        self.keys = keys
+        self._sealed.clear()
+
     def close(self) -> None:
         """Finish database work and close the store."""
         self.live.close()

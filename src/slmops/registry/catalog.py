@@ -13,12 +13,17 @@ Releases never change: same label, same bytes.
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import (  # type: ignore[attr-defined]
+    Metadata,
+    Root,
+    TargetFile,
+    Targets,
+)
 
 from slmops.domain.errors import (
     ConflictError,
@@ -29,9 +34,12 @@ from slmops.domain.errors import (
 from slmops.domain.ids import Digest, check_name, digest_hex, parse_digest
 from slmops.domain.release import Release
 from slmops.registry import oci
+from slmops.registry.bins import BinSettings
 from slmops.registry.blobs import BlobStore, bytes_digest, write_atomically
 from slmops.registry.metadata import MetadataFolder, SignedState, read_part
-from slmops.registry.signing import OnlineKeys, ReleaseKeys
+from slmops.registry.roots import role_keys
+from slmops.registry.rotation import publish_root
+from slmops.registry.signing import OnlineKeys, ReleaseKeys, RingKeys
 from slmops.wire import codec
 
 
@@ -52,15 +60,22 @@ class VerifiedRelease:
 class Catalog:
     """Published releases below one folder."""
 
-    def __init__(self, root: Path, *, pinned_root: bytes | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        pinned_root: bytes | None = None,
+        bins: BinSettings | None = None,
+    ) -> None:
         """Open a catalog; nothing is read or written yet.
 
         Args:
             root: folder of the registry.
             pinned_root: root metadata to trust. None trusts the registry's own first
                 root: that finds damage, but not a registry that was replaced whole.
+            bins: when targets metadata is split.
         """
-        self.root = root
+        self.root, self._bins = root, bins or BinSettings()
         self.blobs = BlobStore(root)
         self._pinned_root = pinned_root
 
@@ -96,7 +111,7 @@ class Catalog:
         document = codec.encode_json(release)
         digest = bytes_digest(document)
         with self._lock():
-            folder = MetadataFolder(self.root / "metadata", keys.root_json)
+            folder = self._folder(keys.root_json)
             state = folder.state()
             known = _release_digest(state, release.label)
             if known is not None and known != digest:
@@ -142,7 +157,9 @@ class Catalog:
             NotFoundError: no such release.
             UntrustedError: metadata or document do not hold.
         """
-        state = self._state()
+        return self._load(label, self._state())
+
+    def _load(self, label: str, state: SignedState | None) -> tuple[Release, Digest]:
         digest = _release_digest(state, label)
         if digest is None:
             known = ", ".join(_labels(state)) or "none"
@@ -183,16 +200,21 @@ class Catalog:
         )
 
     def targets_keys(self) -> tuple[str, ...]:
-        """Return the public keys (hex) that may sign releases, as the newest root says.
+        """Return the public keys that sign releases, then those that did before.
+
+        Hex for Ed25519, PEM otherwise. What an earlier key signed stays readable.
 
         Raises:
             UntrustedError: the metadata does not hold.
         """
-        state = self._state()
-        if state is None:
+        if not (self.root / "metadata" / "1.root.json").exists():
             return ()
-        keyids = state.root.roles[Targets.type].keyids
-        return tuple(state.root.keys[keyid].keyval["public"] for keyid in keyids)
+        holders = (
+            role_keys(root, Targets.type)
+            for root in reversed(self._trusted_folder().roots())
+        )
+        keys = (key.keyval["public"] for holder in holders for key in holder.keys)
+        return tuple(dict.fromkeys(keys))
 
     def refresh_timestamp(self, keys: OnlineKeys, now: float) -> bool:
         """Sign snapshot and timestamp anew when half of their life is over.
@@ -206,18 +228,57 @@ class Catalog:
         if not (self.root / "metadata" / "timestamp.json").exists():
             return False
         with self._lock():
-            folder = MetadataFolder(self.root / "metadata", keys.root_json)
+            folder = self._folder(keys.root_json)
             state = folder.state()
             return state is not None and folder.refresh(state, keys=keys, now=now)
 
+    def renew(self, keys: ReleaseKeys, now: float) -> bool:
+        """Sign anew what wears out of root, targets and bins, where the keys are here.
+
+        Returns:
+            Whether anything was written; False also before the first release.
+
+        Raises:
+            UntrustedError, NotFoundError: signed by others; a key is not here.
+        """
+        with self._lock():
+            folder = self._folder(keys.root_json)
+            state = folder.state()
+            return state is not None and folder.renew(state, keys=keys, now=now)
+
+    def newest_root(self) -> Root:
+        """Return the newest root, the pinned one before the first release.
+
+        Raises:
+            UntrustedError, NotFoundError: the chain does not hold; there is none.
+        """
+        return self._trusted_folder().newest_root()
+
+    def publish_root(
+        self, metadata: Metadata[Root], keys: RingKeys, now: float
+    ) -> Root:
+        """As `slmops.registry.rotation.publish_root`, under the lock."""
+        with self._lock():
+            return publish_root(self._trusted_folder(), metadata, keys, now=now)
+
     def _state(self) -> SignedState | None:
-        pinned = self._pinned_root
+        pinned = self._pinned()
+        return None if pinned is None else self._folder(pinned).state()
+
+    def _pinned(self) -> bytes | None:
+        if self._pinned_root is not None:
+            return self._pinned_root
+        first = self.root / "metadata" / "1.root.json"
+        return read_part(first) if first.exists() else None
+
+    def _trusted_folder(self) -> MetadataFolder:
+        pinned = self._pinned()
         if pinned is None:
-            first = self.root / "metadata" / "1.root.json"
-            if not first.exists():
-                return None
-            pinned = read_part(first)
-        return MetadataFolder(self.root / "metadata", pinned).state()
+            raise NotFoundError(f"{self.root} has no root metadata")
+        return self._folder(pinned)
+
+    def _folder(self, pinned: bytes) -> MetadataFolder:
+        return MetadataFolder(self.root / "metadata", pinned, self._bins)
 
     def _document_path(self, label: str, digest: Digest) -> Path:
         name = f"{digest_hex(digest)}.{label}.json"
@@ -240,7 +301,7 @@ class Catalog:
         write_atomically(self.root / "oci-layout", oci.OCI_LAYOUT)
 
     def _write_index(self, release: Release, state: SignedState | None) -> None:
-        releases = [self.load(label)[0] for label in _labels(state)]
+        releases = [self._load(label, state)[0] for label in _labels(state)]
         images = [oci.release_image(known) for known in [*releases, release]]
         content = oci.layout_index({image.label: image.descriptor for image in images})
         write_atomically(self.root / "index.json", content)
@@ -303,7 +364,7 @@ def blob_target(digest: Digest) -> str:
 
 
 def _blobs(release: Release) -> dict[Digest, int]:
-    """Return all that a release names, with sizes: artefacts, drafts and evidence."""
+    """Return all that a release names, with sizes."""
     served = (pair for variant in release.variants for pair in variant.artefacts)
     return {**dict(served), **{a.digest: a.bytes for a in release.attachments}}
 
@@ -320,8 +381,7 @@ def _targets(release: Release, document: bytes) -> list[TargetFile]:
 
 
 def _release_digest(state: SignedState | None, label: str) -> Digest | None:
-    targets: Targets | None = state.targets if state else None
-    target = targets.targets.get(f"releases/{label}.json") if targets else None
+    target = state.targets.get(f"releases/{label}.json") if state else None
     if target is None:
         return None
     if "sha256" not in target.hashes:
@@ -330,7 +390,7 @@ def _release_digest(state: SignedState | None, label: str) -> Digest | None:
 
 
 def _labels(state: SignedState | None) -> tuple[str, ...]:
-    paths = state.targets.targets if state else ()
+    paths: Iterable[str] = state.targets if state else ()
     return tuple(
         sorted(
             path.removeprefix("releases/").removesuffix(".json")

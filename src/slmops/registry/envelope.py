@@ -8,6 +8,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import (  # type: ignore[attr-defined]
     CryptoSigner,
+    Signer,
     SSlibKey,
 )
 
@@ -18,16 +19,18 @@ from slmops.wire import codec
 PAYLOAD_TYPE = "application/vnd.slmops.assignment.v1+json"
 
 
-def seal(payload: bytes, key: SigningKey, *, payload_type: str = PAYLOAD_TYPE) -> str:
+def seal(
+    payload: bytes, key: SigningKey | Signer, *, payload_type: str = PAYLOAD_TYPE
+) -> str:
     """Sign `payload` and return the envelope as JSON text; its type is signed too."""
     envelope = Envelope(payload, payload_type, {})
-    envelope.sign(CryptoSigner(key.private))
+    envelope.sign(CryptoSigner(key.private) if isinstance(key, SigningKey) else key)
     return codec.encode_json(envelope.to_dict()).decode()
 
 
 def open_envelope(
     text: str,
-    public_hex: str,
+    public_key: str,
     *,
     payload_type: str = PAYLOAD_TYPE,
     signer: str = "the director",
@@ -36,7 +39,7 @@ def open_envelope(
 
     Args:
         text: the envelope, JSON.
-        public_hex: the trusted Ed25519 key.
+        public_key: the trusted key: Ed25519 as hex, others as PEM.
         payload_type: what it must hold.
         signer: whose key that is, for the message.
 
@@ -53,16 +56,19 @@ def open_envelope(
             f"envelope must hold {payload_type}, got {str(envelope.payload_type)[:80]}"
         )
     try:
-        envelope.verify([_trusted(public_hex)], 1)
+        envelope.verify([_trusted(public_key)], 1)
     except (VerificationError, ValueError):
         raise UntrustedError(f"envelope is not signed by {signer}") from None
     payload: bytes = envelope.payload
     return payload
 
 
-def _trusted(public_hex: str) -> SSlibKey:
+def _trusted(public_key: str) -> SSlibKey:
     # Same key id as the signer makes, so that the signature is found.
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex))
+    if public_key.startswith("-----BEGIN"):
+        return SSlibKey.from_crypto(load_pem_public_key(public_key.encode()))
+    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
     return SSlibKey.from_crypto(public)

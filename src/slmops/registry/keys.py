@@ -30,13 +30,20 @@ class KeySettings:
     passphrase: str | None = None
     """Encrypts keys when they are made and opens them later; None leaves them plain,
     guarded by their file mode alone."""
+    pin: str | None = None
+    """Opens a signing token (PKCS #11); None asks at the terminal."""
+
+
+def key_settings(environment: Mapping[str, str]) -> KeySettings:
+    """Read the settings from ``SLMOPS_KEY_…`` variables."""
+    return load_settings(
+        KeySettings, path=None, environment=environment, prefix="SLMOPS_KEY_"
+    )
 
 
 def key_passphrase(environment: Mapping[str, str]) -> str | None:
     """Return what ``SLMOPS_KEY_PASSPHRASE`` says, None without it."""
-    return load_settings(
-        KeySettings, path=None, environment=environment, prefix="SLMOPS_KEY_"
-    ).passphrase
+    return key_settings(environment).passphrase
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,14 @@
 """The registry's TUF metadata files, as the side that signs them sees them.
 
-Consistent snapshots: ``N.root.json``, ``N.targets.json`` and ``N.snapshot.json`` never
-change once ``timestamp.json`` names them; replacing that one file is the commit. What
-was signed before is verified before it is built upon, so that nobody who can write to
-the folder gets their bytes signed.
+Consistent snapshots: ``N.root.json``, ``N.targets.json``, ``N.bins….json`` and
+``N.snapshot.json`` never change once ``timestamp.json`` names them; replacing that one
+file is the commit. What was signed before is verified before it is built upon, so that
+nobody who can write to the folder gets their bytes signed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (  # type: ignore[attr-defined]
     Metadata,
     MetaFile,
+    Role,
     Root,
     Snapshot,
     TargetFile,
@@ -23,15 +24,17 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
-from slmops.domain.errors import UntrustedError
-from slmops.registry.blobs import write_atomically
-from slmops.registry.signing import (
-    OnlineKeys,
-    ReleaseKeys,
-    expiry,
-    signed_bytes,
-    wears_out,
+from slmops.domain.errors import NotFoundError, UntrustedError
+from slmops.registry.bins import (
+    BinSettings,
+    NextTargets,
+    TargetTree,
+    renewed,
+    with_targets,
 )
+from slmops.registry.blobs import write_atomically
+from slmops.registry.roots import RootChange, expiry, next_root, role_keys
+from slmops.registry.signing import OnlineKeys, ReleaseKeys, RingKeys, wears_out
 
 _HASHES = ["sha256"]
 _Role = TypeVar("_Role", Root, Targets, Snapshot, Timestamp)
@@ -43,12 +46,27 @@ class SignedState:
 
     root: Root
     """Newest root."""
-    targets: Targets
+    tree: TargetTree
     """Releases and artefacts that exist."""
     snapshot: Snapshot
     """Versions that belong together."""
     timestamp: Timestamp
     """The newest snapshot."""
+
+    @property
+    def targets(self) -> Mapping[str, TargetFile]:
+        """All targets by path."""
+        return self.tree.files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unpublished:
+    """Signed metadata on its way to the folder: all of it is made before any is written."""
+
+    files: Mapping[str, bytes]
+    """File name → bytes; nothing refers to them yet."""
+    timestamp: bytes
+    """Written last: that is the commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +77,16 @@ class MetadataFolder:
     """Folder of the files."""
     pinned_root: bytes
     """Root metadata version 1: the only thing trusted here."""
+    bins: BinSettings = field(default_factory=BinSettings)
+    """When targets are split."""
 
-    def state(self) -> SignedState | None:
+    def state(self, *, root: Root | None = None) -> SignedState | None:
         """Read and verify what is signed now; None before the first release.
 
         Expiry is not looked at: the signer may extend what has expired.
+
+        Args:
+            root: to verify against; the newest by default.
 
         Raises:
             UntrustedError: a signature, hash or version does not hold.
@@ -71,23 +94,32 @@ class MetadataFolder:
         if not (self.path / "timestamp.json").exists():
             return None
         try:
-            root = self._newest_root()
-            timestamp = _verified(Timestamp, self._read("timestamp.json"), root)
-            snapshot_file = timestamp.snapshot_meta
-            raw = self._read(f"{snapshot_file.version}.snapshot.json")
-            snapshot_file.verify_length_and_hashes(raw)
-            snapshot = _verified(Snapshot, raw, root)
-            targets_file = snapshot.meta["targets.json"]
-            raw = self._read(f"{targets_file.version}.targets.json")
-            targets_file.verify_length_and_hashes(raw)
-            targets = _verified(Targets, raw, root)
+            return self._state(root or self.newest_root())
         except (RepositoryError, KeyError) as error:
             raise UntrustedError(
                 f"registry metadata in {self.path} does not hold: {error}"
             ) from None
-        return SignedState(
-            root=root, targets=targets, snapshot=snapshot, timestamp=timestamp
-        )
+
+    def newest_root(self) -> Root:
+        """Return the newest root that a chain from the pinned one vouches for.
+
+        Raises:
+            UntrustedError: a link of the chain does not hold.
+        """
+        return self.roots()[-1]
+
+    def roots(self) -> tuple[Root, ...]:
+        """Return all roots, oldest first; each is verified by the one before and itself.
+
+        Raises:
+            UntrustedError: a link of the chain does not hold.
+        """
+        try:
+            return tuple(self._roots())
+        except (RepositoryError, KeyError) as error:
+            raise UntrustedError(
+                f"registry roots in {self.path} do not hold: {error}"
+            ) from None
 
     def add_targets(
         self,
@@ -99,24 +131,47 @@ class MetadataFolder:
     ) -> None:
         """Sign new targets and commit; files a client may know already stay as they are.
 
+        The root is renewed when it wears out and its keys are here.
+
         Args:
             added: targets to add.
             state: from `state`, read under the same lock.
-            keys: of all roles.
+            keys: of targets, snapshot and timestamp.
             now: Unix time, seconds.
+
+        Raises:
+            NotFoundError: a key is not here.
         """
-        self._renew_root(state, keys=keys, now=now)
-        targets = _next(state.targets, now) if state else _first(Targets(), now)
-        for target in added:
-            targets.targets[target.path] = target
-        raw = signed_bytes(targets, keys.targets)
-        write_atomically(self.path / f"{targets.version}.targets.json", raw)
-        snapshot = _next(state.snapshot, now) if state else _first(Snapshot(), now)
-        snapshot.meta["targets.json"] = MetaFile.from_data(
-            targets.version, raw, _HASHES
+        root = self._renewed_root(state, keys=keys, now=now)
+        following = with_targets(
+            state.tree if state else None,
+            added,
+            role_keys(root, Targets.type),
+            settings=self.bins,
+            now=now,
         )
-        timestamp = _next(state.timestamp, now) if state else _first(Timestamp(), now)
-        self._commit(snapshot, timestamp, keys)
+        self.publish(signed_release(following, state, root=root, keys=keys, now=now))
+
+    def renew(self, state: SignedState, *, keys: ReleaseKeys, now: float) -> bool:
+        """Sign anew what wears out of root, targets and bins.
+
+        Returns:
+            Whether anything was written.
+
+        Raises:
+            NotFoundError: a key is not here.
+        """
+        root = self._renewed_root(state, keys=keys, now=now)
+        tree = state.tree
+        worn = {name for name, each in tree.bins.items() if wears_out(each, now)}
+        if wears_out(tree.top, now):
+            worn.add(Targets.type)
+        if worn:
+            following = renewed(tree, role_keys(root, Targets.type), now=now, only=worn)
+            self.publish(
+                signed_release(following, state, root=root, keys=keys, now=now)
+            )
+        return bool(worn) or root is not state.root
 
     def refresh(self, state: SignedState, *, keys: OnlineKeys, now: float) -> bool:
         """Sign snapshot and timestamp anew when half of their life is over.
@@ -125,22 +180,67 @@ class MetadataFolder:
             Whether anything was written.
         """
         if wears_out(state.snapshot, now):
-            self._commit(_next(state.snapshot, now), _next(state.timestamp, now), keys)
+            following = NextTargets(tree=state.tree, changed=frozenset())
+            self.publish(
+                signed_release(following, state, root=state.root, keys=keys, now=now)
+            )
         elif wears_out(state.timestamp, now):
-            self._write_timestamp(_next(state.timestamp, now), keys)
+            timestamp = _next(state.timestamp, now)
+            raw = keys.signed(timestamp, state.root.roles[Timestamp.type])
+            self.publish(Unpublished(files={}, timestamp=raw))
         else:
             return False
         return True
 
-    def root_files(self) -> Iterable[tuple[Path, bytes]]:
+    def publish(self, made: Unpublished) -> None:
+        """Write signed metadata; the last file is the commit."""
+        self.write_first_root()
+        for name, raw in made.files.items():
+            write_atomically(self.path / name, raw)
+        write_atomically(self.path / "timestamp.json", made.timestamp)
+
+    def write_first_root(self) -> None:
+        """Write root version 1 into a new registry."""
+        first = self.path / "1.root.json"
+        if not first.exists():
+            write_atomically(first, self.pinned_root)
+
+    def root_files(self) -> Iterator[tuple[Path, bytes]]:
         """Yield path and bytes of the root files, oldest first."""
         version = 1
         while (path := self.path / f"{version}.root.json").exists():
             yield path, read_part(path)
             version += 1
 
-    def _newest_root(self) -> Root:
+    def _state(self, root: Root) -> SignedState:
+        timestamp = _verified(Timestamp, self._read("timestamp.json"), root)
+        snapshot_file = timestamp.snapshot_meta
+        raw = self._read(f"{snapshot_file.version}.snapshot.json")
+        snapshot_file.verify_length_and_hashes(raw)
+        snapshot = _verified(Snapshot, raw, root)
+        top = self._targets(snapshot, Targets.type, root)
+        names: Iterable[str] = ()
+        if top.delegations is not None and top.delegations.succinct_roles is not None:
+            names = top.delegations.succinct_roles.get_roles()
+        bins = {name: self._targets(snapshot, name, top) for name in names}
+        return SignedState(
+            root=root,
+            tree=TargetTree(top=top, bins=bins),
+            snapshot=snapshot,
+            timestamp=timestamp,
+        )
+
+    def _targets(
+        self, snapshot: Snapshot, name: str, delegator: Root | Targets
+    ) -> Targets:
+        file = snapshot.meta[f"{name}.json"]
+        raw = self._read(f"{file.version}.{name}.json")
+        file.verify_length_and_hashes(raw)
+        return _verified(Targets, raw, delegator, name)
+
+    def _roots(self) -> Iterator[Root]:
         root = Metadata[Root].from_bytes(self.pinned_root).signed
+        yield root
         for path, raw in self.root_files():
             if path.name == "1.root.json":
                 if raw != self.pinned_root:
@@ -160,34 +260,67 @@ class MetadataFolder:
                     f" got {newer.signed.version}"
                 )
             root = newer.signed
-        return root
+            yield root
 
-    def _renew_root(
+    def _renewed_root(
         self, state: SignedState | None, *, keys: ReleaseKeys, now: float
-    ) -> None:
-        first = self.path / "1.root.json"
-        if not first.exists():
-            write_atomically(first, self.pinned_root)
-        if state is not None and wears_out(state.root, now):
-            root = _next(state.root, now)
-            write_atomically(
-                self.path / f"{root.version}.root.json", signed_bytes(root, keys.root)
-            )
-
-    def _commit(
-        self, snapshot: Snapshot, timestamp: Timestamp, keys: OnlineKeys
-    ) -> None:
-        raw = signed_bytes(snapshot, keys.snapshot)
-        write_atomically(self.path / f"{snapshot.version}.snapshot.json", raw)
-        timestamp.snapshot_meta = MetaFile.from_data(snapshot.version, raw, _HASHES)
-        self._write_timestamp(timestamp, keys)
-
-    def _write_timestamp(self, timestamp: Timestamp, keys: OnlineKeys) -> None:
-        raw = signed_bytes(timestamp, keys.timestamp)
-        write_atomically(self.path / "timestamp.json", raw)
+    ) -> Root:
+        root = self.newest_root() if state is None else state.root
+        holder = root.roles[Root.type]
+        if state is None or not wears_out(root, now) or not keys.holds(holder):
+            return root
+        root = next_root(root, RootChange(), now=now)
+        write_atomically(
+            self.path / f"{root.version}.root.json", keys.signed(root, holder)
+        )
+        return root
 
     def _read(self, name: str) -> bytes:
         return read_part(self.path / name)
+
+
+def signed_release(
+    following: NextTargets,
+    state: SignedState | None,
+    *,
+    root: Root,
+    keys: RingKeys,
+    now: float,
+) -> Unpublished:
+    """Sign changed targets, then the snapshot and the timestamp that name them.
+
+    Args:
+        following: what changes; nothing when only snapshot and timestamp are due.
+        state: what is signed now; None in a new registry.
+        root: says who signs.
+        keys: of the roles.
+        now: Unix time, seconds.
+
+    Raises:
+        NotFoundError: a key is not here.
+    """
+    snapshot = (
+        _next(state.snapshot, now)
+        if state
+        else Snapshot(expires=expiry(Snapshot.type, now))
+    )
+    files: dict[str, bytes] = {}
+    for name in sorted(following.changed):
+        own = following.tree.top if name == Targets.type else following.tree.bins[name]
+        raw = keys.signed(own, _holder(root, following.tree, name))
+        files[f"{own.version}.{name}.json"] = raw
+        snapshot.meta[f"{name}.json"] = MetaFile.from_data(own.version, raw, _HASHES)
+    raw = keys.signed(snapshot, root.roles[Snapshot.type])
+    files[f"{snapshot.version}.snapshot.json"] = raw
+    timestamp = (
+        _next(state.timestamp, now)
+        if state
+        else Timestamp(expires=expiry(Timestamp.type, now))
+    )
+    timestamp.snapshot_meta = MetaFile.from_data(snapshot.version, raw, _HASHES)
+    return Unpublished(
+        files=files, timestamp=keys.signed(timestamp, root.roles[Timestamp.type])
+    )
 
 
 def read_part(path: Path) -> bytes:
@@ -206,9 +339,12 @@ def read_part(path: Path) -> bytes:
         ) from None
 
 
-def _first(signed: _Role, now: float) -> _Role:
-    signed.expires = expiry(signed.type, now)
-    return signed
+def _holder(root: Root, tree: TargetTree, name: str) -> Role:
+    if name == Targets.type:
+        return root.roles[Targets.type]
+    if tree.roles is None:  # pragma: no cover - bins exist by delegation only
+        raise NotFoundError(f"nobody delegates to {name}")
+    return tree.roles
 
 
 def _next(signed: _Role, now: float) -> _Role:
@@ -218,7 +354,9 @@ def _next(signed: _Role, now: float) -> _Role:
     return following
 
 
-def _verified(role: type[_Role], raw: bytes, root: Root) -> _Role:
+def _verified(
+    role: type[_Role], raw: bytes, delegator: Root | Targets, name: str | None = None
+) -> _Role:
     metadata: Metadata[_Role] = Metadata.from_bytes(raw)
     # The signature covers content, not spelling: refuse any other spelling of it, so
     # that every flipped bit is found.
@@ -231,5 +369,7 @@ def _verified(role: type[_Role], raw: bytes, root: Root) -> _Role:
         raise UntrustedError(
             f"metadata must be {role.type}, got {metadata.signed.type}"
         )
-    root.verify_delegate(role.type, metadata.signed_bytes, metadata.signatures)
+    delegator.verify_delegate(
+        name or role.type, metadata.signed_bytes, metadata.signatures
+    )
     return metadata.signed

@@ -1,94 +1,148 @@
-"""Who signs a registry: the keys of the TUF roles and of the director.
+"""Signing metadata with the keys that a root names.
 
 Roles as in the TUF specification 1.0: root and targets sign releases and may stay
 offline; snapshot and timestamp keep the metadata fresh, and the director signs which
 device should run what: these three live where the control plane runs.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from securesystemslib.signer import (  # type: ignore[attr-defined]
-    CryptoSigner,
-    SSlibKey,
-)
+from securesystemslib.signer import Signer  # type: ignore[attr-defined]
 from tuf.api.metadata import (  # type: ignore[attr-defined]
-    Metadata,
+    Role,
     Root,
     Signed,
-    Snapshot,
     Targets,
-    Timestamp,
 )
 
-from slmops.domain.errors import ConflictError, NotFoundError
-from slmops.registry.blobs import write_atomically
+from slmops.domain.errors import NotFoundError
+from slmops.registry.key_folder import (
+    PINNED_ROOT,
+    KeyAccess,
+    KeyPlan,
+    Ring,
+    create_keys,
+    load_director,
+    load_ring,
+    no_secret,
+    read_pinned_root,
+    signed_bytes,
+)
 from slmops.registry.keys import SigningKey
-
-LIFE: Mapping[str, timedelta] = {
-    Root.type: timedelta(days=365),
-    Targets.type: timedelta(days=365),
-    Snapshot.type: timedelta(days=30),
-    Timestamp.type: timedelta(days=7),
-}
-"""How long each role's metadata holds; short where a key is online and signs often."""
-
-PINNED_ROOT = "root.json"
-"""File in the keys folder: root metadata version 1, the anchor clients pin."""
-
-_ONLINE = (Snapshot.type, Timestamp.type, "director")
-_OFFLINE = (Root.type, Targets.type)
+from slmops.registry.roots import LIFE, ONLINE, ROLES, parse_root
+from slmops.registry.signers import Secrets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OnlineKeys:
+class RingKeys:
+    """Private keys at hand, whatever their roles."""
+
+    ring: Ring
+    """By key id."""
+
+    def signed(self, signed: Signed, holder: Role) -> bytes:
+        """Return metadata signed by a threshold of a role's keys.
+
+        Raises:
+            NotFoundError: too few of them are here.
+            UnavailableError: a token or service cannot sign now.
+        """
+        return signed_bytes(signed, self._signers(signed.type, holder))
+
+    def holds(self, holder: Role) -> bool:
+        """Tell whether enough of a role's keys are here."""
+        return sum(keyid in self.ring for keyid in holder.keyids) >= holder.threshold
+
+    def _signers(self, what: str, holder: Role) -> list[Signer]:
+        here = [self.ring[keyid] for keyid in holder.keyids if keyid in self.ring]
+        if len(here) < holder.threshold:
+            wanted = ", ".join(keyid[:8] for keyid in holder.keyids)
+            raise NotFoundError(
+                f"{what} metadata needs {holder.threshold} of the keys {wanted},"
+                f" {len(here)} are here; `slmops keys show` says where each is"
+            )
+        return [held.signer for held in here[: holder.threshold]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnlineKeys(RingKeys):
     """What the control plane needs to keep a registry fresh; cannot make a release."""
 
-    snapshot: SigningKey
-    """Signs which metadata versions belong together."""
-    timestamp: SigningKey
-    """Signs which snapshot is the newest."""
     director: SigningKey
     """Signs assignments; no TUF role."""
     root_json: bytes
     """Root metadata version 1: public, the anchor of trust."""
+    newest_root: Root
+    """The root that was newest when the keys were read."""
 
     @classmethod
-    def load(cls, folder: Path, *, passphrase: str | None = None) -> Self:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        passphrase: str | None = None,
+        secrets: Secrets | None = None,
+        root: Root | None = None,
+    ) -> Self:
         """Read the keys and the pinned root.
 
+        Args:
+            folder: of the keys.
+            passphrase: of encrypted key files.
+            secrets: asked for a token's PIN when one signs.
+            root: the newest root, which names the director's key; the pinned one by
+                default.
+
         Raises:
-            NotFoundError: a file is missing.
+            NotFoundError: a role has no key here.
             UntrustedError: others may read a key, or it cannot be read.
         """
+        root_json = read_pinned_root(folder)
+        newest = root or parse_root(root_json, where=PINNED_ROOT).signed
+        access = KeyAccess(passphrase=passphrase, secrets=secrets or no_secret)
         return cls(
-            root_json=read_pinned_root(folder),
-            **{
-                name: SigningKey.load(key_path(folder, name), passphrase=passphrase)
-                for name in cls._roles()
-            },
+            root_json=root_json,
+            newest_root=newest,
+            director=load_director(folder, newest, access.passphrase),
+            ring=load_ring(
+                folder, cls._roles(), access=access, required=cls._required()
+            ),
         )
 
     @classmethod
     def _roles(cls) -> tuple[str, ...]:
-        return _ONLINE
+        return ONLINE
+
+    @classmethod
+    def _required(cls) -> tuple[str, ...]:
+        return cls._roles()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReleaseKeys(OnlineKeys):
-    """All keys: what publishing a release needs."""
+    """What publishing a release needs; the root keys may be elsewhere."""
 
-    root: SigningKey
-    """Signs which keys hold which role."""
-    targets: SigningKey
-    """Signs which releases and artefacts exist."""
+    @property
+    def targets(self) -> Signer:
+        """A key that signs which releases and artefacts exist.
+
+        Raises:
+            NotFoundError: none is here.
+        """
+        return self._signers(Targets.type, self.newest_root.roles[Targets.type])[0]
 
     @classmethod
     def load_or_create(
-        cls, folder: Path, *, now: float, passphrase: str | None = None
+        cls,
+        folder: Path,
+        *,
+        now: float,
+        passphrase: str | None = None,
+        secrets: Secrets | None = None,
+        root: Root | None = None,
     ) -> Self:
         """Read all keys; make them and the first root metadata on first use.
 
@@ -96,6 +150,8 @@ class ReleaseKeys(OnlineKeys):
             folder: made with mode 0700.
             now: Unix time, seconds; the root metadata holds a year from here.
             passphrase: encrypts keys that are made here, opens those that exist.
+            secrets: asked for a token's PIN when one signs.
+            root: as `OnlineKeys.load`.
 
         Raises:
             NotFoundError: the pinned root exists but a key is missing: a new key would
@@ -103,44 +159,18 @@ class ReleaseKeys(OnlineKeys):
             UntrustedError: as `OnlineKeys.load`.
         """
         if not (folder / PINNED_ROOT).exists():
-            _create(folder, now=now, passphrase=passphrase)
-        return cls.load(folder, passphrase=passphrase)
+            create_keys(
+                folder, KeyPlan(), now=now, access=KeyAccess(passphrase=passphrase)
+            )
+        return cls.load(folder, passphrase=passphrase, secrets=secrets, root=root)
 
     @classmethod
     def _roles(cls) -> tuple[str, ...]:
-        return _OFFLINE + _ONLINE
+        return ROLES
 
-
-def key_path(folder: Path, role: str) -> Path:
-    """Return the file of a role's private key."""
-    return folder / f"{role}.key"
-
-
-def read_pinned_root(folder: Path) -> bytes:
-    """Return root metadata version 1 from a keys folder.
-
-    Raises:
-        NotFoundError: no keys were made there yet.
-    """
-    path = folder / PINNED_ROOT
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise NotFoundError(
-            f"{path} does not exist; `slmops release create` makes keys on first use"
-        ) from None
-
-
-def signed_bytes(signed: Signed, key: SigningKey) -> bytes:
-    """Return metadata with one signature; equal content and key give equal bytes."""
-    metadata: Metadata[Any] = Metadata(signed)
-    metadata.sign(CryptoSigner(key.private))
-    return metadata.to_bytes()
-
-
-def expiry(role: str, now: float) -> datetime:
-    """Return when metadata of `role` signed at `now` stops to hold."""
-    return datetime.fromtimestamp(int(now), UTC) + LIFE[role]
+    @classmethod
+    def _required(cls) -> tuple[str, ...]:
+        return tuple(role for role in ROLES if role != Root.type)
 
 
 def wears_out(signed: Signed, now: float) -> bool:
@@ -150,20 +180,3 @@ def wears_out(signed: Signed, now: float) -> bool:
     """
     left = signed.expires - datetime.fromtimestamp(now, UTC)
     return left < LIFE[signed.type] / 2
-
-
-def _create(folder: Path, *, now: float, passphrase: str | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    keys = {}
-    for role in _OFFLINE + _ONLINE:
-        path = key_path(folder, role)
-        # A run that was killed before the root was written left some keys: they are
-        # fine, nobody has trusted them yet.
-        try:
-            keys[role] = SigningKey.create(path, passphrase=passphrase)
-        except ConflictError:
-            keys[role] = SigningKey.load(path, passphrase=passphrase)
-    root = Root(consistent_snapshot=True, expires=expiry(Root.type, now))
-    for role in (Root.type, Targets.type, Snapshot.type, Timestamp.type):
-        root.add_key(SSlibKey.from_crypto(keys[role].private.public_key()), role)
-    write_atomically(folder / PINNED_ROOT, signed_bytes(root, keys[Root.type]))

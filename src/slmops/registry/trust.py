@@ -11,6 +11,7 @@ from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedErro
 from slmops.domain.ids import Digest
 from slmops.domain.release import Release
 from slmops.registry.fetch import FolderFetcher, HttpFetcher
+from slmops.registry.roots import director_keys
 from slmops.registry.tuf_client import Places, TufClient
 from slmops.wire import codec
 
@@ -70,6 +71,16 @@ class TrustedRegistry:
             UnavailableError: it cannot be reached.
         """
         self._client.refresh()
+
+    def director_keys(self) -> tuple[str, ...]:
+        """Return the director's public keys (hex) as the newest root names them.
+
+        () when it names none: then the key of the enrolment counts.
+
+        Raises:
+            UntrustedError, UnavailableError: as `refresh`, which runs when none did.
+        """
+        return director_keys(self._client.root)
 
     def target(self, path: str) -> tuple[int, str]:
         """Return length and SHA-256 (hex) that are promised for a target.

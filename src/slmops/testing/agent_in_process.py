@@ -83,7 +83,7 @@ class AgentInProcess:
     disk_size_mib: int = 1000
 
     def __post_init__(self) -> None:
-        self.director = SigningKey.create(self.folder / "director.key")
+        self.director = self.published.keys.director
         self.key = SigningKey.create(self.folder / "device.key")
         self.journal = Journal.open(self.folder / "journal.db", now=self.clock.now())
         self.server.replies = [self._reply]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from slmops.domain.errors import ConflictError, OverBudgetError
 from slmops.domain.ids import Digest
 from slmops.domain.release import ForcedRelease, Release
+from slmops.registry.bins import BinSettings
 from slmops.registry.blobs import BlobStore
 from slmops.registry.catalog import Catalog
 from slmops.registry.signing import ReleaseKeys
@@ -21,6 +22,7 @@ def create_release(
     keys: ReleaseKeys,
     now: float,
     forced: str | None = None,
+    bins: BinSettings | None = None,
 ) -> tuple[Release, Digest]:
     """Compose, sign and publish the next version of a build's product, with its evidence.
 
@@ -32,6 +34,7 @@ def create_release(
         keys: of all roles.
         now: Unix time, seconds.
         forced: why it may be below the quality floor.
+        bins: when the registry splits its targets.
 
     Returns:
         The release and the digest of its document.
@@ -40,7 +43,7 @@ def create_release(
         ConflictError: the latest version holds this very build.
         OverBudgetError, UntrustedError, NotFoundError: as `compose_release`.
     """
-    catalog = Catalog(workspace.registry, pinned_root=keys.root_json)
+    catalog = Catalog(workspace.registry, pinned_root=keys.root_json, bins=bins)
     versions = catalog.versions(build.blueprint.name)
     previous = versions[-1] if versions else None
     if previous is not None:

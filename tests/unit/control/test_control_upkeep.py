@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable
 
-from slmops.registry.signing import LIFE
+from slmops.registry.key_changes import KeyChanges, Wanted
+from slmops.registry.key_folder import KeyAccess
+from slmops.registry.roots import LIFE, director_keys
 from slmops.testing.control_in_process import ControlInProcess
 
 Run = Callable[..., ControlInProcess]
@@ -42,3 +44,14 @@ def test_last_seen_times_are_written_in_batches(run_control: Run) -> None:
     )
     assert answer.status_code == 304
     wait_until(lambda: control.plane.store.device("a").seen_at == control.times[0])
+
+
+def test_a_rotated_director_signs_without_a_restart(run_control: Run) -> None:
+    control = run_control()
+    workspace = control.sample.workspace
+    before = control.plane.keys.director.public_hex
+    changes = KeyChanges(workspace.keys, control.sample.catalog, KeyAccess())
+    changes.rotate(Wanted(role="director"), now=control.times[0])
+    wait_until(lambda: control.plane.keys.director.public_hex != before)
+    named = director_keys(changes.newest_root())
+    assert named == (control.plane.keys.director.public_hex,)

@@ -11,6 +11,7 @@ from slmops.cli.reference.tables import WRITTEN, field_rows, table
 from slmops.control.settings import PREFIX as CONTROL_PREFIX
 from slmops.control.settings import ControlSettings
 from slmops.domain.blueprint import Blueprint
+from slmops.registry.bins import BinSettings
 from slmops.registry.keys import KeySettings
 from slmops.wire.field_docs import documents_in, field_docs
 
@@ -118,9 +119,10 @@ def _control_rows() -> Iterator[tuple[str, ...]]:
 
 
 def _key_rows() -> Iterator[tuple[str, str]]:
-    docs = field_docs(KeySettings)
-    for field in dataclasses.fields(KeySettings):
-        yield f"`SLMOPS_KEY_{field.name.upper()}`", docs[field.name]
+    for kind, prefix in ((KeySettings, "KEY"), (BinSettings, "REGISTRY")):
+        docs = field_docs(kind)
+        for field in dataclasses.fields(kind):
+            yield f"`SLMOPS_{prefix}_{field.name.upper()}`", docs[field.name]
 
 
 def _option_rows() -> list[tuple[str, str, str]]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from securesystemslib.signer import Signer  # type: ignore[attr-defined]
+
 from slmops.domain.errors import UntrustedError
 from slmops.domain.ids import Digest
 from slmops.domain.release import Attachment, AttachmentKind, Release
@@ -57,7 +59,7 @@ class EvidenceFile:
 
 
 def evidence_files(
-    build: BuildResult, product: Product, key: SigningKey
+    build: BuildResult, product: Product, key: SigningKey | Signer
 ) -> tuple[EvidenceFile, ...]:
     """Make all evidence of a build; equal builds, products and keys give equal bytes.
 
@@ -111,7 +113,7 @@ def verify_evidence(
     Args:
         release: from the registry, its signatures checked.
         blobs: of the registry.
-        targets_keys: trusted public keys of the TUF targets role, hex.
+        targets_keys: trusted public keys of the TUF targets role, hex or PEM.
 
     Raises:
         UntrustedError: anything differs.

@@ -11,6 +11,8 @@ Pure but for the signature; equal builds give equal bytes.
 from collections.abc import Sequence
 from typing import Any
 
+from securesystemslib.signer import Signer  # type: ignore[attr-defined]
+
 from slmops import __version__
 from slmops.domain.errors import InvalidInputError, UntrustedError
 from slmops.domain.ids import Digest, digest_hex
@@ -77,7 +79,7 @@ def provenance_statement(build: BuildResult) -> Tree:
     }
 
 
-def seal_statement(statement: Tree, key: SigningKey) -> bytes:
+def seal_statement(statement: Tree, key: SigningKey | Signer) -> bytes:
     """Sign a statement with the registry's targets key; equal input gives equal bytes."""
     payload = codec.encode_json(statement)
     return seal(payload, key, payload_type=PAYLOAD_TYPE).encode()
@@ -88,7 +90,7 @@ def open_statement(envelope: bytes, targets_keys: Sequence[str]) -> Tree:
 
     Args:
         envelope: DSSE, as JSON.
-        targets_keys: trusted public keys, hex: those of the TUF targets role.
+        targets_keys: trusted public keys: those of the TUF targets role, hex or PEM.
 
     Raises:
         UntrustedError: malformed, of another type, or signed by none of the keys.

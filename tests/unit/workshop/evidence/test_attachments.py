@@ -170,7 +170,9 @@ def test_damage_is_found_by_the_registrys_own_check_too(published: Published) ->
 
 def test_a_release_without_evidence_still_holds(published: Published) -> None:
     assert published.verify(replace(published.release, attachments=())) == ()
-    assert published.catalog.targets_keys() == (published.keys.targets.public_hex,)
+    assert published.catalog.targets_keys() == (
+        published.keys.targets.public_key.keyval["public"],
+    )
 
 
 @pytest.mark.parametrize("name", ["../a", "/etc/a", "a/b", ".a", "", " a", "a\\b"])
