@@ -86,8 +86,9 @@ class Actions:
             return _fail(now, "the assignment is no longer journaled")
         try:
             assignment = self.offers.read(known.envelope)
-            require_no_downgrade(assignment, self.slots.read())
-            deployment, plan = self.offers.check(assignment)
+            slots = self.slots.read()
+            require_no_downgrade(assignment, slots)
+            deployment, plan = self.offers.check(assignment, slots=slots)
             # The check learns who directs now: a key that was taken away since counts
             # for nothing.
             self.offers.read(known.envelope)

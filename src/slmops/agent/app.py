@@ -249,6 +249,7 @@ class _Agent:
             facts=self._facts,
             open_registry=self._open_registry,
             disk_size_bytes=lambda: probe.disk_size_bytes(self._state),
+            labels=settings.labels,
         )
         actions = Actions(
             journal=journal,

@@ -5,12 +5,12 @@ variant for this one device, and the TUF metadata under the pinned root must lis
 with the same digests.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from slmops.agent.directors import Directors
 from slmops.agent.records import Deployment, Slots, TrialPlan
-from slmops.domain.device import DeviceClass, DeviceFacts
+from slmops.domain.device import DeviceClass, DeviceFacts, Predicate
 from slmops.domain.errors import (
     ConflictError,
     InvalidInputError,
@@ -88,6 +88,7 @@ class Offers:
         facts: DeviceFacts,
         open_registry: Callable[[], Registry],
         disk_size_bytes: Callable[[], int],
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         """Take what is trusted.
 
@@ -97,12 +98,14 @@ class Offers:
             facts: of this device.
             open_registry: called for each check; loads the TUF client only then.
             disk_size_bytes: of the whole file system: what is full may be emptied.
+            labels: of this device; classes may ask for them.
         """
         self._device = device
         self._directors = (
             Directors(director_key) if isinstance(director_key, str) else director_key
         )
         self._facts = facts
+        self._labels = labels or {}
         self._open_registry = open_registry
         self._disk_size_bytes = disk_size_bytes
 
@@ -141,8 +144,15 @@ class Offers:
             return False
         return True
 
-    def check(self, assignment: Assignment) -> tuple[Deployment, TrialPlan]:
+    def check(
+        self, assignment: Assignment, *, slots: Slots | None = None
+    ) -> tuple[Deployment, TrialPlan]:
         """Ask the release signer, and see whether the variant can run here.
+
+        Args:
+            assignment: from `read`.
+            slots: what is installed: it was checked when it came, and facts may have
+                changed since.
 
         Raises:
             UnavailableError: cannot be told now: no way to the registry, or its
@@ -167,6 +177,8 @@ class Offers:
         variant = _variant(release, assignment.variant)
         _require_vouched(registry, variant)
         device_class = _device_class(release, variant, assignment.device_class)
+        if slots is None or not _is_installed(assignment, slots):
+            self._require_own_class(release, variant)
         self._require_runs(variant, device_class)
         return (
             _deployment(
@@ -189,6 +201,22 @@ class Offers:
         except (SlmopsError, OSError):
             return False  # no way there now: the envelope stays refused
 
+    def _require_own_class(self, release: Release, variant: Variant) -> None:
+        """See that the release signer meant this variant for a device like this one."""
+        misfits = {
+            one.name: _lasting(one.where).mismatches(self._facts, self._labels)
+            for one in release.classes
+            if one.name in variant.classes
+        }
+        if all(misfits.values()):
+            why = "; ".join(
+                f"{name}: {', '.join(why)}" for name, why in misfits.items()
+            )
+            raise UntrustedError(
+                f"director names a variant that the release signer made for other"
+                f" devices ({why})"
+            )
+
     def _require_runs(self, variant: Variant, device_class: DeviceClass) -> None:
         facts = self._facts
         if variant.runtime not in facts.runtimes:
@@ -209,6 +237,26 @@ class Offers:
                 f"variant needs {wanted / _MIB:.0f} MiB of disk, this device's"
                 f" has {size / _MIB:.0f} in all"
             )
+
+
+def _is_installed(assignment: Assignment, slots: Slots) -> bool:
+    return any(
+        slot is not None and slot.variant == assignment.variant
+        for slot in (slots.active, slots.previous)
+    )
+
+
+def _lasting(where: Predicate) -> Predicate:
+    """Return the conditions that a device does not outgrow from one day to the next.
+
+    Free disk does, and the control plane chose the class when the rollout began.
+    """
+    return Predicate(
+        memory_mib=where.memory_mib,
+        cpu_count=where.cpu_count,
+        architecture=where.architecture,
+        labels=where.labels,
+    )
 
 
 def _variant(release: Release, digest: Digest) -> Variant:

@@ -27,21 +27,28 @@ class HttpFetcher(FetcherInterface):
         *,
         gap_timeout_s: float = 20.0,
         total_timeout_s: float = 300.0,
+        least_bytes_per_s: float = 256.0,
+        judged_after_s: float = 20.0,
     ) -> None:
         """Say how to fetch.
 
         Args:
             headers: added to every request.
             gap_timeout_s: longest wait for a connection or the next bytes.
-            total_timeout_s: longest time for one file: a server that trickles is cut.
+            total_timeout_s: longest time for one file.
+            least_bytes_per_s: mean over one file; a server that trickles is left. The
+                poorest radio links give ten times as much.
+            judged_after_s: age of an answer from which its mean counts.
         """
         self._headers = {**(headers or {}), "Accept-Encoding": "identity"}
         self._gap_timeout_s = gap_timeout_s
         self._total_timeout_s = total_timeout_s
+        self._least_bytes_per_s = least_bytes_per_s
+        self._judged_after_s = judged_after_s
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         # A generator: everything below happens, and fails, while the caller reads.
-        deadline = time.monotonic() + self._total_timeout_s
+        begun, received = time.monotonic(), 0
         try:
             with httpx.stream(
                 "GET",
@@ -55,14 +62,25 @@ class HttpFetcher(FetcherInterface):
                     raise DownloadHTTPError(
                         f"{url} answered {response.status_code}", response.status_code
                     )
-                for block in response.iter_raw(_BLOCK):
-                    if time.monotonic() > deadline:
-                        raise SlowRetrievalError(
-                            f"{url} took longer than {self._total_timeout_s:g} s"
-                        )
+                # As it arrives: gathered into blocks, a drip would hide its pace.
+                for block in response.iter_raw():
+                    received += len(block)
+                    self._require_pace(url, received, time.monotonic() - begun)
                     yield block
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise DownloadError(f"{url} cannot be fetched: {error}") from error
+
+    def _require_pace(self, url: str, received: int, seconds: float) -> None:
+        if seconds > self._total_timeout_s:
+            raise SlowRetrievalError(
+                f"{url} took longer than {self._total_timeout_s:g} s"
+            )
+        least = self._least_bytes_per_s * seconds
+        if seconds >= self._judged_after_s and received < least:
+            raise SlowRetrievalError(
+                f"{url} sent {received} bytes in {seconds:.0f} s, at least"
+                f" {self._least_bytes_per_s:g} a second are expected"
+            )
 
 
 class FolderFetcher(FetcherInterface):
