@@ -27,6 +27,7 @@ from slmops.workshop.builds import load_build
 from slmops.workshop.models import import_model
 from slmops.workshop.pipeline import BuildOptions, BuildRun, run_build
 from slmops.workshop.releases import compose_release
+from slmops.workshop.text_sources import evaluation_parts
 
 pytestmark = pytest.mark.slow
 
@@ -217,8 +218,12 @@ def test_another_text_changes_the_scores_and_nothing_else(
     run = place.build(asked)
     computed = {step.kind for step in run.steps if not step.reused}
     assert computed == {"score reference", "score"}
+    reported, searched = evaluation_parts(asked.evaluation, place.folder)
+    assert reported + searched == text
     fidelity = run.result.control.card.fidelity
-    assert fidelity.text_digest == bytes_digest(text.encode())
+    assert fidelity.text_digest == bytes_digest(searched.encode())
+    again = run.result.control.reported.fidelity
+    assert again.text_digest == bytes_digest(reported.encode())
     # A text that repeats itself is easy to foresee.
     before = built.result.control.card.fidelity.perplexity.value
     assert fidelity.perplexity.value < 0.2 * before

@@ -1,5 +1,6 @@
 """What is reported was measured on text that nothing was chosen by; goldens come first."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +14,20 @@ from slmops.domain.blueprint import (
 )
 from slmops.domain.device import DeviceClass, Objective
 from slmops.domain.errors import InvalidInputError, OverBudgetError
+from slmops.domain.release import Fidelity
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
+from slmops.testing.sample_build import sample_build, with_settings
 from slmops.testing.tiny_gguf import write_tiny_llama
+from slmops.workshop.build_context import BuildContext
 from slmops.workshop.build_result import BuildResult, Candidate
+from slmops.workshop.evaluate import Scoring
 from slmops.workshop.models import import_model
 from slmops.workshop.pipeline import BuildOptions, run_build
+from slmops.workshop.report.chart import reported_rules
+from slmops.workshop.tested import Chosen, ReportBench, hold_settings
 from slmops.workshop.text_sources import evaluation_parts
+from slmops.workshop.tuned import Tuned
 
 SEED = 4
 """Of a random model that answers the prompts with whole characters."""
@@ -144,6 +152,57 @@ def test_a_part_that_is_too_short_says_which_key_cuts_it(shop: Shop) -> None:
     shop.write(("a short text",))
     with pytest.raises(InvalidInputError, match=r"evaluation\.search_share"):
         shop.build(BLUEPRINT)
+
+
+def held_at(build: BuildContext, kld_times: float) -> tuple[Tuned, Fidelity]:
+    """Adopt a cache of few bits whose KL divergence is so many times the allowed one."""
+    built = with_settings(sample_build())
+    rules = reported_rules(built)
+    [variant] = [v for v in built.variants if not v.settings.is_default]
+    low, high = kld_times * rules.max_kld * 0.9, kld_times * rules.max_kld
+    fidelity = replace(
+        variant.card.fidelity,
+        mean_kld=replace(variant.card.fidelity.mean_kld, value=low, low=low, high=high),
+    )
+    bench = ReportBench(
+        build=build,
+        artefacts={},
+        scoring=Scoring(
+            bench=build.bench,
+            runtime=build.runtime,
+            plan=PLAN,
+            text_digest=fidelity.text_digest,
+        ),
+        reference=built.reference.digest,
+        known={(variant.digest, variant.settings.kv_cache): fidelity},
+    )
+    chosen = Chosen(
+        candidates=built.candidates,
+        reference=built.reference,
+        selection=built.selection,
+        rules=rules,
+        test_rules=rules,
+    )
+    tuned = Tuned(cards={variant.digest: variant.card}, results=built.setting_results)
+    return hold_settings(bench, chosen, tuned), fidelity
+
+
+def test_an_adopted_setting_is_reported_by_the_other_text(
+    make_build: Callable[..., BuildContext],
+) -> None:
+    tuned, fidelity = held_at(make_build(), 0.5)
+    [card] = tuned.cards.values()
+    assert card.fidelity == fidelity
+    assert [each.adopted for each in tuned.results] == [False, True, False]
+
+
+def test_a_setting_that_does_not_hold_is_dropped_for_the_defaults(
+    make_build: Callable[..., BuildContext],
+) -> None:
+    tuned, _ = held_at(make_build(), 2.0)
+    assert tuned.cards == {}
+    assert [each.adopted for each in tuned.results] == [True, False, False]
+    assert "does not hold on the test text" in tuned.results[1].reason
 
 
 def test_a_golden_prompt_without_an_answer_is_refused_before_anything_is_built(
