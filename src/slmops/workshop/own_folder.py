@@ -8,10 +8,13 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from slmops.domain.errors import UnavailableError
 
 
 @contextmanager
@@ -29,6 +32,25 @@ def own_folder(parent: Path, *, prefix: str = "") -> Iterator[Path]:
             own = Path(stack.enter_context(made))
             stack.enter_context(held(own))
         yield own
+
+
+def user_scratch() -> Path:
+    """Return a folder of this user's for scratch outside a workspace; made if missing.
+
+    The system's folder for temporary files is everybody's: nobody else may make or lock
+    folders in this one.
+
+    Raises:
+        UnavailableError: somebody else has made something of that name.
+    """
+    folder = Path(tempfile.gettempdir()) / f"slmops-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UnavailableError(
+            f"{folder}: must be a folder of this user's, somebody else made it; set TMPDIR"
+        )
+    return folder
 
 
 def remove_abandoned(parent: Path, *, prefix: str) -> None:

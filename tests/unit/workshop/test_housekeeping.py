@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slmops.domain.errors import InvalidInputError
+from slmops.domain.errors import InvalidInputError, UnavailableError
 from slmops.domain.ids import Digest
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
@@ -15,7 +15,7 @@ from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.workshop.builds import load_build, save_build
 from slmops.workshop.housekeeping import Keeping, find_leftovers, remove_leftovers
 from slmops.workshop.models import import_model
-from slmops.workshop.own_folder import held
+from slmops.workshop.own_folder import held, own_folder, user_scratch
 from slmops.workshop.steps import Step, StepCache, StepRecord
 
 NOW = 1_000_000.0
@@ -156,3 +156,20 @@ def test_a_killed_merges_folder_goes_and_a_running_ones_stays(
     with held(running):
         remove_leftovers(workspace, find_leftovers(workspace, now=NOW))
         assert (running.exists(), killed.exists()) == (True, False)
+
+
+def test_scratch_outside_a_workspace_is_this_users_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = user_scratch()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (folder / "ray-left").mkdir()
+    (folder / "other").mkdir()
+    with own_folder(user_scratch(), prefix="ray-") as own:
+        assert sorted(folder.iterdir()) == sorted([own, folder / "other"])
+    (folder / "other").rmdir()
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(UnavailableError, match="somebody else made it"):
+        user_scratch()

@@ -14,7 +14,6 @@ import importlib.util
 import os
 import secrets
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -44,7 +43,7 @@ from slmops.workshop.jobs.ray_node import (
     carry_out,
     tool_of,
 )
-from slmops.workshop.own_folder import own_folder
+from slmops.workshop.own_folder import own_folder, user_scratch
 
 ADDRESS = "RAY_ADDRESS"
 """Environment variable that Ray itself reads: a cluster to join."""
@@ -248,7 +247,7 @@ def _started(folder: Path, num_cpus: int) -> Iterator[None]:
             "executor ray: Ray was imported before it was told to keep to loopback"
         )
     # Names of sockets are short, so this cannot lie in the workspace.
-    with own_folder(Path(tempfile.gettempdir()), prefix="slmops-ray-") as temporary:
+    with own_folder(user_scratch(), prefix="ray-") as temporary:
         variables = {
             **_QUIET,
             **_LOCAL,

@@ -1,6 +1,5 @@
 """A task asked of one file here and now, outside a build: nothing is cached."""
 
-import tempfile
 from pathlib import Path
 
 from slmops.domain.errors import InvalidInputError, NotFoundError
@@ -12,6 +11,7 @@ from slmops.workshop.jobs.child import ChildOrder
 from slmops.workshop.jobs.job import Report, unheard
 from slmops.workshop.jobs.processes import JobProcesses
 from slmops.workshop.models import find_model
+from slmops.workshop.own_folder import own_folder, user_scratch
 from slmops.workshop.tasks.ask import load_answers, task_parameters
 from slmops.workshop.tasks.examples import TaskExamples, read_examples
 from slmops.workshop.tasks.json_answers import read_schema
@@ -70,9 +70,12 @@ def ask_here(
     for path in inputs.values():
         if not path.is_file():
             raise InvalidInputError(f"{path}: must be a file")
-    with tempfile.TemporaryDirectory() as folder, JobProcesses() as processes:
+    with (
+        own_folder(user_scratch(), prefix="task-") as folder,
+        JobProcesses() as processes,
+    ):
         for name in ("output", "state"):
-            (Path(folder) / name).mkdir()
+            (folder / name).mkdir()
         order = ChildOrder(
             kind="task",
             inputs={role: str(path.absolute()) for role, path in inputs.items()},
