@@ -121,6 +121,26 @@ def show(workspace: Workspace, name: str, as_json: bool) -> None:
 @click.argument("name")
 @render.as_json
 @click.pass_obj
+def remove(workspace: Workspace, name: str, as_json: bool) -> None:
+    """Forget the model called NAME; `slmops workspace gc` then frees its bytes.
+
+    Other names of the same model stay, and so do builds and releases made from it.
+
+    Example: slmops model remove smollm2
+    """
+    from slmops.workshop.models import remove_model
+
+    record = remove_model(workspace, name)
+    if as_json:
+        render.json_document({"removed": name, "id": record.id})
+        return
+    render.note(f"{name} is forgotten; slmops workspace gc shows what that frees")
+
+
+@model.command()
+@click.argument("name")
+@render.as_json
+@click.pass_obj
 def inspect(workspace: Workspace, name: str, as_json: bool) -> None:
     """Show what a model consists of: NAME, a digest, or a GGUF file.
 

@@ -159,6 +159,42 @@ def find_model(workspace: Workspace, name_or_prefix: str) -> ModelRecord:
     return found[0]
 
 
+def remove_model(workspace: Workspace, name: str) -> ModelRecord:
+    """Forget a model's name; its bytes stay until nothing refers to them.
+
+    A model with several names keeps the others. Builds and releases of it stay readable.
+
+    Args:
+        workspace: holds it.
+        name: exactly as it is called; no digest, which would mean all its names.
+
+    Returns:
+        What was known of it under that name.
+
+    Raises:
+        NotFoundError: no model is called so.
+    """
+    records = list_models(workspace)
+    gone = next((record for record in records if record.name == name), None)
+    if gone is None:
+        raise NotFoundError(
+            f"no model is called {name!r}; imported are {_names(records) or 'none'}"
+        )
+    digits = digest_hex(gone.id)
+    later = workspace.models / f"{digits}@{name}.json"
+    if later.is_file():
+        later.unlink()
+        return gone
+    others = sorted(workspace.models.glob(f"{digits}@*.json"))
+    if others:
+        # The first name goes: the next takes its place, at no moment is there none.
+        others[0].replace(_record_path(workspace, gone.id))
+    else:
+        _record_path(workspace, gone.id).unlink()
+        (workspace.models / f"{digits}.types").unlink(missing_ok=True)
+    return gone
+
+
 def reference_path(workspace: Workspace, record: ModelRecord) -> Path:
     """Return the file of a model's 16-bit reference.
 

@@ -31,6 +31,7 @@ from slmops.workshop.models import (
     import_model,
     list_models,
     reference_path,
+    remove_model,
 )
 from slmops.workshop.quantize import decode_rows, quantize_gguf
 
@@ -100,6 +101,23 @@ def test_a_model_of_two_names_is_imported_again_under_either(
     other = write_tiny_llama(tmp_path / "other.gguf", seed=1)
     with pytest.raises(ConflictError, match="'second'"):
         import_model(str(other), workspace, name="second")
+
+
+def test_a_name_is_forgotten_and_the_others_stay(
+    workspace: Workspace, tiny: Path
+) -> None:
+    first = import_model(str(tiny), workspace, name="first")
+    second = import_model(str(tiny), workspace, name="second")
+    assert remove_model(workspace, "first") == first
+    assert list_models(workspace) == (second,)
+    assert find_model(workspace, first.id) == second
+    with pytest.raises(NotFoundError, match="imported are second"):
+        remove_model(workspace, "first")
+    assert remove_model(workspace, "second") == second
+    assert list_models(workspace) == ()
+    # Its bytes are there until somebody frees them, and are known when it comes back.
+    assert BlobStore(workspace.blobs).has(first.id)
+    assert import_model(str(tiny), workspace, name="third").id == first.id
 
 
 def test_two_models_cannot_share_a_given_name(

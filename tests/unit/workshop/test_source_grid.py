@@ -7,6 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slmops.domain.blueprint import (
+    Blueprint,
+    EvaluationPlan,
+    GoldenPlan,
+    QualityFloor,
+)
+from slmops.domain.device import DeviceClass
+from slmops.domain.levers import PruneDepth, RecipeStep
+from slmops.domain.recipe import Recipe, StructurePlan
 from slmops.registry.workspace import Workspace
 from slmops.testing.structure_samples import write_tiny_bpe
 from slmops.testing.tiny_gguf import TinyLlama, write_tiny_llama
@@ -14,6 +23,7 @@ from slmops.workshop.gguf_file import TensorEntry, read_header
 from slmops.workshop.gguf_writer import metadata_entry
 from slmops.workshop.merging import merge_into_model
 from slmops.workshop.models import find_grid, find_model, import_model, reference_path
+from slmops.workshop.pipeline import BuildOptions, run_build
 from slmops.workshop.quantize import (
     QuantizedFile,
     predict_quantized,
@@ -211,6 +221,37 @@ def test_a_merged_adapter_takes_its_tensors_off_the_grid(
     after = find_grid(workspace, find_model(workspace, "merged")).types
     assert merged.source_quantization is not None
     assert before.keys() - after.keys() == {"blk.1.ffn_up.weight"}
+
+
+@pytest.mark.slow
+def test_a_build_marks_what_its_source_flatters_in_every_structure(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    # Of this seed a model answers with whole characters, in 8 bits too.
+    plain = write_tiny_llama(tmp_path / "tiny.gguf", seed=4)
+    source = quantized(plain, "Q8_0")
+    import_model(str(source), workspace, name="tiny")
+    step = RecipeStep(prune_depth=PruneDepth(layers=1))
+    wanted = Blueprint(
+        name="tiny",
+        model="tiny",
+        classes=(DeviceClass(name="any", context_tokens=256),),
+        candidates=("Q8_0", "Q4_0"),
+        quality=QualityFloor(max_kld_times_8bit=1e9, min_same_top1=0.0),
+        evaluation=EvaluationPlan(max_tokens=64, window_tokens=64, speed_runs=3),
+        golden=GoldenPlan(prompts="prompts.txt", answer_tokens=2),
+        recipe=Recipe(structures=(StructurePlan(name="slim", steps=(step,)),)),
+    )
+    (tmp_path / "prompts.txt").write_text("One?\nTwo?\n")
+    options = BuildOptions(below_floor=True)
+    found = run_build(wanted, workspace, folder=tmp_path, options=options).result
+    marked = {each.label for each in found.candidates if each.on_reference_grid}
+    # Embeddings stay in 8 bits in a Q4_0 file, which spares it next to nothing.
+    assert marked == {"Q8_0", "slim/Q8_0"}
+    assert found.candidate("slim/Q8_0").grid_bytes_share == 1.0
+    assert (
+        "100% of its bytes have the source's type" in found.candidate("Q8_0").flattery
+    )
 
 
 def test_the_record_of_a_model_is_none_the_larger(
