@@ -22,7 +22,12 @@ from slmops.workshop.training.data import (
     split_examples,
 )
 from slmops.workshop.training.fake_quant import open_assignment
-from slmops.workshop.training.lessons import Sequences, TaughtTokens, TokenLesson
+from slmops.workshop.training.lessons import (
+    Sequences,
+    TaughtTokens,
+    TokenLesson,
+    step_plan,
+)
 from slmops.workshop.training.machine import Machine, open_machine
 from slmops.workshop.training.settings import DistillSettings, input_file
 from slmops.workshop.training.teacher import open_teacher_file, record_type
@@ -138,8 +143,22 @@ def _asked(
         path,
         plan=_plan(settings, teacher, machine),
         report=job.report,
+        wanted=_learnt_from(settings, material, job.seed),
     )
     return path
+
+
+def _learnt_from(
+    settings: DistillSettings, material: _Material, seed: int
+) -> list[int]:
+    """Return which sequences the steps reach, and all that are held out.
+
+    A few steps over a long text see little of it, and the teacher is what costs most.
+    """
+    lengths = [len(example.tokens) for example in material.training]
+    plan, _ = step_plan(lengths, settings, seed=seed)
+    reached = {index for step in plan for batch in step for index in batch}
+    return [*sorted(reached), *range(len(lengths), len(material.all))]
 
 
 def _plan(

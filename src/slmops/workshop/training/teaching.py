@@ -41,6 +41,7 @@ def write_teacher_file(
     *,
     plan: TeacherPlan,
     report: Report,
+    wanted: Sequence[int] | None = None,
 ) -> None:
     """Write what the model says of the sequences; goes on where a killed run was.
 
@@ -50,15 +51,20 @@ def write_teacher_file(
         path: file to write. Beside it lies a partial file until all is written.
         plan: how.
         report: told positions done, and of how many.
+        wanted: the sequences to ask about, ascending, the same ones in every run; all
+            by default. Records of others are zeros, which take no room on the disk.
     """
     if path.is_file():
         return
     partial, mark = path.with_suffix(".partial"), path.with_suffix(".done")
     starts = record_starts(examples)
     dtype = record_type(plan.top_k, model.causal.config.vocab_size)
-    batches = fixed_batches(
-        [len(example.tokens) for example in examples], batch_tokens=plan.batch_tokens
-    )
+    asked = range(len(examples)) if wanted is None else wanted
+    lengths = [len(examples[index].tokens) for index in asked]
+    batches = [
+        tuple(asked[place] for place in batch)
+        for batch in fixed_batches(lengths, batch_tokens=plan.batch_tokens)
+    ]
     done = int(mark.read_text()) if mark.is_file() and partial.is_file() else 0
     records: Tensor = np.lib.format.open_memmap(
         partial, "r+" if done else "w+", dtype, (int(starts[-1]),)
@@ -66,6 +72,7 @@ def write_teacher_file(
     sequences = Sequences(tuple(examples), plan.machine)
     model.causal.eval()
     written = sum(sequences.learnt(batch) for batch in batches[:done])
+    total = sequences.learnt(tuple(asked))
     for number, batch in enumerate(batches[done:], start=done + 1):
         with torch.no_grad():
             hidden, _ = sequences.states(model, batch)
@@ -77,7 +84,7 @@ def write_teacher_file(
         if number % _SYNC_BATCHES == 0 or number == len(batches):
             records.flush()
             mark.write_text(str(number))
-        report(written, int(starts[-1]))
+        report(written, total)
     del records
     partial.replace(path)
 

@@ -100,6 +100,30 @@ def test_a_stored_teacher_teaches_the_same_bits(
         distill.run(wrong)
 
 
+def test_few_steps_ask_the_teacher_only_of_what_they_reach(
+    tiny_model: Path, teacher: Path, text: Path, make_job: MakeJob
+) -> None:
+    options = OPTIONS | {"max_steps": 2}
+    asked = make_job("ask", {"teacher": teacher, "text": text}, **options)
+    logits = distill.run_teacher(asked)["logits"]
+    whole = distill.run(
+        make_job(
+            "stored", {"model": tiny_model, "logits": logits, "text": text}, **options
+        )
+    )
+    totals: list[float] = []
+    inputs = {"model": tiny_model, "teacher": teacher, "text": text}
+    job = make_job("few", inputs, lambda _, total: totals.append(total), **options)
+    few = distill.run(job)
+    positions = len(np.load(logits))
+    held_out = positions * 0.1 + OPTIONS["window_tokens"]
+    assert totals[0] <= 2 * OPTIONS["batch_tokens"] + held_out < positions / 2
+    for one, other in zip(
+        evaluations(dict(few)), evaluations(dict(whole)), strict=True
+    ):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
 class StoppedError(Exception):
     """What a build's stop looks like to a job."""
 
