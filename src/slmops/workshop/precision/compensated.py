@@ -38,8 +38,9 @@ SHRINKAGE = 0.15
 """Part of what *H* says about pairs of channels that is not believed.
 
 Moments of some thousand tokens overstate how inputs go together. Shrinking them towards
-the diagonal (Ledoit and Wolf 2004) makes the error less on other text than GPTQ's
-damping by 1 % does, for each of six matrices of SmolLM2-135M that were tried."""
+the diagonal (Ledoit and Wolf 2004) makes the error less on other text. Of 0 to 40 %, 15 %
+left least of it in Q4_0 and nearly so in Q5_0, over 35 matrices of SmolLM2-135M and on text
+that neither the moments nor any evaluation saw; between 10 and 30 % it hardly matters."""
 DAMPING = 0.003
 """Added to the diagonal of *H*, in multiples of its mean, so that it has a factor."""
 FACTORS = (0.94, 0.97, 1.03, 1.06)
