@@ -26,6 +26,7 @@ from slmops.domain.release import (
 )
 from slmops.registry.blobs import BlobStore
 from slmops.registry.catalog import Catalog
+from slmops.registry.key_folder import PINNED_ROOT
 from slmops.registry.signing import ReleaseKeys
 from slmops.registry.workspace import Workspace
 
@@ -134,13 +135,23 @@ def publish_sample(
         ).values():
             blobs.put_bytes(content)
     signed_at = chosen[0].created_at if now is None else now
-    used = keys or ReleaseKeys.load_or_create(workspace.keys, now=signed_at)
+    used = keys or _keys(workspace, now=signed_at)
     catalog = Catalog(workspace.registry, pinned_root=used.root_json)
     for release in chosen:
         catalog.publish(release, blobs, used, now=now)
     return PublishedSample(
         workspace=workspace, catalog=catalog, keys=used, releases=chosen
     )
+
+
+def _keys(workspace: Workspace, *, now: float) -> ReleaseKeys:
+    """Return the keys that the newest root names; made on first use."""
+    pinned = workspace.keys / PINNED_ROOT
+    root = None
+    if pinned.exists():
+        catalog = Catalog(workspace.registry, pinned_root=pinned.read_bytes())
+        root = catalog.newest_root()
+    return ReleaseKeys.load_or_create(workspace.keys, now=now, root=root)
 
 
 def digest_of(content: bytes) -> Digest:

@@ -16,6 +16,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Targets,
 )
 
+from slmops.agent.link import http_client
 from slmops.agent.offers import Offers
 from slmops.domain.device import DeviceClass, DeviceFacts, Predicate, Range
 from slmops.domain.errors import NotFoundError, UnavailableError, UntrustedError
@@ -23,9 +24,11 @@ from slmops.domain.installation import State
 from slmops.domain.release import Release
 from slmops.domain.sync import Assignment
 from slmops.registry.envelope import seal
-from slmops.registry.key_folder import signed_bytes
+from slmops.registry.key_changes import KeyChanges, Wanted
+from slmops.registry.key_folder import KeyAccess, load_director, signed_bytes
 from slmops.registry.trust import TrustedRegistry
-from slmops.testing.agent_in_process import AgentInProcess
+from slmops.testing.agent_in_process import AgentInProcess, publish_echo
+from slmops.testing.raw_server import RawServer
 from slmops.testing.sample_release import (
     SAMPLE_TIME,
     PublishedSample,
@@ -228,6 +231,33 @@ def test_a_clock_set_to_1970_installs_what_is_newest_and_no_way_back_opens(
     device.steps(10)
     assert older
     assert device.serves() == "sample-2"
+
+
+@pytest.mark.slow
+def test_a_stolen_director_cannot_use_up_all_sequences_for_ever(
+    tmp_path: Path,
+) -> None:
+    """The highest number there is, signed by a key that is then taken away."""
+    published = publish_echo(tmp_path / "workspace")
+    with RawServer(replies=[]) as server, http_client(server.url) as client:
+        device = AgentInProcess(tmp_path, server, client, published)
+        device.assign(1, 2**53)
+        device.steps()
+        assert device.serves() == "sample-1"
+        changes = KeyChanges(published.workspace.keys, published.catalog, KeyAccess())
+        changes.rotate(Wanted(role="director"), now=SAMPLE_TIME)
+        device.director = load_director(
+            published.workspace.keys, changes.newest_root(), None
+        )
+        device.assign(2, 7)
+        device.clock.advance(60)
+        device.steps()
+        assert device.serves() == "sample-2"
+        device.assign(1, 7)  # and a replay is one again
+        device.clock.advance(60)
+        device.steps(6)
+        assert device.serves() == "sample-2"
+        device.close()
 
 
 def test_a_clock_set_to_1970_revives_nothing_that_has_expired(
