@@ -64,6 +64,7 @@ from slmops.workshop.score_file import ReferenceScores, load_scores
 from slmops.workshop.score_job import SCORES, candidate_scores
 
 _LOOK_S = 0.25
+_SHOWN = 2000
 _BUILD, _MAKE, _SCORE = "slmops build", "Olive: make", "Olive: score"
 _NAME = "checkpoint"
 _NO_TEXT = Digest("sha256:" + "0" * 64)
@@ -224,12 +225,15 @@ def _made(result: BuildResult) -> list[Made]:
 
 def _run(command: Sequence[str], folder: Path) -> Cost:
     begun = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+    log = folder / "log.txt"
+    with log.open("ab") as said:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
     ended, peaks = threading.Event(), [0.0]
     watcher = threading.Thread(target=_watch, args=(process.pid, ended, peaks))
     watcher.start()
@@ -238,7 +242,7 @@ def _run(command: Sequence[str], folder: Path) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     ended.set()
     watcher.join()
-    assert process.returncode == 0, command
+    assert process.returncode == 0, f"{command}: {log.read_text()[-_SHOWN:]}"
     return Cost(wall_s=wall, cpu_s=used.ru_utime + used.ru_stime, peak_mib=max(peaks))
 
 
