@@ -28,7 +28,12 @@ def own_folder(parent: Path, *, prefix: str = "") -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         with held(parent):
             remove_abandoned(parent, prefix=prefix)
-            made = tempfile.TemporaryDirectory(dir=parent, prefix=prefix)
+            made = tempfile.TemporaryDirectory(
+                # Daemons that are still ending may write into it.
+                dir=parent,
+                prefix=prefix,
+                ignore_cleanup_errors=True,
+            )
             own = Path(stack.enter_context(made))
             stack.enter_context(held(own))
         yield own
