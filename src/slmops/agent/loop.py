@@ -84,6 +84,7 @@ class AgentLoop:
         While a trial was not decided, that is the old model: the trial starts the new
         one again. Returns what had to be mended, or None.
         """
+        self.slots.remove_leftovers()
         slots, mended = self._healed()
         installation = self.journal.installation()
         undecided = installation is not None and installation.state in _UNDECIDED
@@ -97,20 +98,29 @@ class AgentLoop:
     def run(self) -> None:
         """Step until `stop` is set: the loop thread's main work."""
         while not self.stop.is_set():
-            try:
-                wait_s = self.step()
-                self.error_backoff.succeeded()
-                self.trouble = None
-            except SlmopsError as error:
-                self.trouble = str(error)
-                _log.warning("loop: %s", error)
-                wait_s = self.error_backoff.failed()
-            except Exception as error:  # noqa: BLE001 - serving must go on whatever happens
-                self.trouble = f"{type(error).__name__}: {error}"
-                _log.exception("loop: unexpected error")
-                wait_s = self.error_backoff.failed()
-                self._count_crash()
-            self.stop.wait(min(wait_s, _LONGEST_STEP_S * 60))
+            self.stop.wait(min(self.tried_step(), _LONGEST_STEP_S * 60))
+
+    def tried_step(self) -> float:
+        """Step, and outlive whatever goes wrong; return how long to wait, seconds."""
+        try:
+            wait_s = self.step()
+        except SlmopsError as error:
+            self.trouble = str(error)
+            _log.warning("loop: %s", error)
+            return self.error_backoff.failed()
+        except OSError as error:
+            # Full or read-only: it passes, and says nothing about what is installed.
+            self.trouble = f"disk: {error.strerror or error}"
+            _log.warning("loop: %s", self.trouble)
+            return self.error_backoff.failed()
+        except Exception as error:  # noqa: BLE001 - serving must go on whatever happens
+            self.trouble = f"{type(error).__name__}: {error}"
+            _log.exception("loop: unexpected error")
+            self._count_crash()
+            return self.error_backoff.failed()
+        self.error_backoff.succeeded()
+        self.trouble = None
+        return wait_s
 
     def step(self) -> float:
         """Do what is due; return how long nothing will be, seconds."""

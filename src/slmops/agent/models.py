@@ -8,7 +8,9 @@ proved keeps trying to serve it. Every start verifies the artefact's digest firs
 import logging
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 
@@ -80,6 +82,8 @@ class Models:
     clock: Clock
     backoff: Backoff
     times: ModelTimes = field(default_factory=ModelTimes)
+    launch: Callable[[str, Path, WorkerSettings], Worker] = start_worker
+    """Starts the process of a model."""
     artefact_lost: bool = False
     """Set when the wanted artefact was found missing or damaged; the loop mends it."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -110,7 +114,7 @@ class Models:
             SlmopsError: the artefact is missing or damaged, or does not load.
         """
         artefact = self.slots.verified(deployment)
-        worker = start_worker(
+        worker = self.launch(
             deployment.runtime, artefact, self._worker_settings(deployment)
         )
         upstream = Upstream(

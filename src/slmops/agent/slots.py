@@ -17,10 +17,11 @@ from pathlib import Path
 from slmops.agent.records import Deployment, Slots
 from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedError
 from slmops.domain.ids import Digest
+from slmops.registry import durable
 from slmops.registry.blobs import BlobStore, write_atomically
 from slmops.wire import codec
 
-POINTER = "active"
+POINTER, TRUST = "active", "trust"
 
 
 class SlotStore:
@@ -28,6 +29,7 @@ class SlotStore:
 
     def __init__(self, folder: Path) -> None:
         self.blobs = BlobStore(folder)
+        self._folder = folder
         self._pointer = folder / POINTER
 
     def read(self) -> Slots:
@@ -106,6 +108,19 @@ class SlotStore:
         for digest in superfluous:
             self.blobs.remove(digest)
         return len(superfluous)
+
+    def remove_leftovers(self) -> None:
+        """Remove files that an earlier agent was killed in the middle of.
+
+        For its start only: nobody else writes here. A killed TUF client, too, leaves a
+        temporary file. A disk that refuses keeps them till the next start.
+        """
+        trust = self._folder / TRUST
+        with contextlib.suppress(OSError):
+            for folder in (self._folder, self.blobs.folder, trust):
+                durable.remove_abandoned(folder)
+            for path in trust.glob("tmp????????"):
+                durable.remove(path)
 
     def _verified(self, digest: Digest) -> Path:
         try:

@@ -6,7 +6,6 @@ processes at once, is harmless.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -43,16 +42,6 @@ def bytes_digest(content: bytes) -> Digest:
     'sha256:e3b0c442'
     """
     return Digest("sha256:" + hashlib.sha256(content).hexdigest())
-
-
-def _remove_abandoned(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    return True
 
 
 @dataclass(slots=True)
@@ -197,11 +186,7 @@ class BlobStore:
 
     def remove_partials(self) -> int:
         """Remove what killed writers left behind, and count it; running ones are left."""
-        if not self.folder.is_dir():
-            return 0
-        return sum(
-            _remove_abandoned(path) for path in self.folder.glob(f"{durable.PARTIAL}*")
-        )
+        return durable.remove_abandoned(self.folder)
 
     def _place(self, digest: Digest) -> Path:
         return self.folder / digest_hex(parse_digest(digest))

@@ -7,12 +7,15 @@ refuse each, or cut the power around each (`slmops.testing.power_cut`). SQLite k
 its own files by the same rules. Callers use the module's name (``durable.move``).
 """
 
+import ctypes
+import errno
 import fcntl
 import os
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
+_KEEP_SIZE = 1
 PARTIAL = ".partial-"
 """How files that are not whole yet are called."""
 
@@ -55,6 +58,27 @@ def make_folder(folder: Path, *, mode: int = 0o777) -> None:
     sync_folder(folder.parent)
 
 
+def reserve(sink: BinaryIO, length: int) -> None:
+    """Take room for `length` bytes on the disk; the file's size stays as it is.
+
+    ``fallocate(2)`` with FALLOC_FL_KEEP_SIZE, which ``posix_fallocate`` lacks: the size
+    tells how much has arrived. A file system that cannot is left to say when it is full.
+
+    Raises:
+        OSError: there is not enough room.
+    """
+    try:
+        allocate = ctypes.CDLL(None, use_errno=True).fallocate
+    except (OSError, AttributeError):
+        return  # not Linux
+    allocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if allocate(sink.fileno(), _KEEP_SIZE, 0, length) == 0:
+        return
+    code = ctypes.get_errno()
+    if code in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        raise OSError(code, os.strerror(code))
+
+
 def move(source: Path, target: Path) -> None:
     """Rename over `target`, atomically; safe after `sync_folder`."""
     source.replace(target)
@@ -73,6 +97,23 @@ def open_partial(folder: Path) -> tuple[int, Path]:
         if os.fstat(descriptor).st_nlink:
             return descriptor, Path(name)
         os.close(descriptor)  # removed as abandoned before it was locked
+
+
+def remove_abandoned(folder: Path) -> int:
+    """Remove what killed writers left in `folder`, and count it; running ones are left."""
+    if not folder.is_dir():
+        return 0
+    return sum(_remove_unlocked(path) for path in folder.glob(f"{PARTIAL}*"))
+
+
+def _remove_unlocked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(path)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return True
 
 
 def write_atomically(

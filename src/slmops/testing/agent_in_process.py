@@ -8,6 +8,7 @@ import random
 import re
 import socket
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from slmops.domain.sync import Assignment
 from slmops.registry.envelope import seal
 from slmops.registry.keys import SigningKey
 from slmops.registry.trust import TrustedRegistry
+from slmops.runtimes.base import WorkerSettings
+from slmops.runtimes.worker import Worker, start_worker
 from slmops.testing.clock import SimulatedClock
 from slmops.testing.raw_server import RawServer, Received, Reply, answer, head, raw
 from slmops.testing.sample_release import (
@@ -81,11 +84,17 @@ class AgentInProcess:
     memory_mib: int = FACTS.memory_mib
     disk_mib: int = FACTS.disk_mib
     disk_size_mib: int = 1000
+    artefacts: Mapping[int, bytes] = field(default_factory=lambda: ARTEFACTS)
+    launch: Callable[[str, Path, WorkerSettings], Worker] = start_worker
+    journal_kind: type[Journal] = Journal
 
     def __post_init__(self) -> None:
         self.director = self.published.keys.director
-        self.key = SigningKey.create(self.folder / "device.key")
-        self.journal = Journal.open(self.folder / "journal.db", now=self.clock.now())
+        key = self.folder / "device.key"
+        self.key = SigningKey.load(key) if key.exists() else SigningKey.create(key)
+        self.journal = self.journal_kind.open(
+            self.folder / "journal.db", now=self.clock.now()
+        )
         self.server.replies = [self._reply]
         self.build()
 
@@ -100,6 +109,7 @@ class AgentInProcess:
             clock=self.clock,
             backoff=self._backoff(),
             times=ModelTimes(stop_s=1.0, drain_s=1.0),
+            launch=self.launch,
         )
         offers = Offers(
             device="till-1",
@@ -231,14 +241,27 @@ class AgentInProcess:
             reply = self.blob_reply
         else:
             name = re.sub(".*/", "sha256:", request.path)
-            found = [raw for raw in ARTEFACTS.values() if digest_of(raw) == name]
-            kind = "application/octet-stream"
-            reply = answer(200, found[0], kind=kind) if found else answer(404)
+            artefacts = self.artefacts.values()
+            found = [content for content in artefacts if digest_of(content) == name]
+            reply = _part(found[0], request) if found else answer(404)
         reply(connection, request)
 
 
-def publish_echo(folder: Path) -> PublishedSample:
-    """Publish the releases of `ARTEFACTS`, all of which claim the first one's answers."""
+def _part(content: bytes, request: Received) -> Reply:
+    """Answer with a file, or with what a range asks for."""
+    kind = "application/octet-stream"
+    asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
+    if asked is None:
+        return answer(200, content, kind=kind)
+    begin, size = int(asked[1]), len(content)
+    said = f"bytes {begin}-{size - 1}/{size}"
+    return answer(206, content[begin:], kind=kind, Content_Range=said)
+
+
+def publish_echo(
+    folder: Path, artefacts: Mapping[int, bytes] = ARTEFACTS
+) -> PublishedSample:
+    """Publish releases of echo artefacts, all of which claim the first one's answers."""
     everybody = DeviceClass(
         name="any", context_tokens=256, runtime="echo", budget=Budget(memory_mib=250)
     )
@@ -257,12 +280,12 @@ def publish_echo(folder: Path) -> PublishedSample:
                 artefacts={"any": content},
                 golden=GOLDEN,
             )
-            for version, content in ARTEFACTS.items()
+            for version, content in artefacts.items()
         )
     ]
     return publish_sample(
         folder,
         releases,
-        artefacts=list(ARTEFACTS.values()),
+        artefacts=list(artefacts.values()),
         now=SAMPLE_TIME,
     )
