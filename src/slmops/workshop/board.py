@@ -20,6 +20,8 @@ class Board:
     """Told what runs and how many tasks are done."""
     total: int = 0
     """Tasks expected; 0 when unknown."""
+    _foreseen: int = 0
+    """Of the total: tasks known to come that were not counted one by one yet."""
     _done: float = 0.0
     _parts: dict[str, float] = field(default_factory=dict)
     _stopped: bool = False
@@ -36,9 +38,27 @@ class Board:
         self._stopped = True
 
     def expect(self, tasks: int) -> None:
-        """Count more tasks towards the total."""
+        """Count more tasks towards the total, those first that were foreseen."""
         with self._lock:
+            known = min(tasks, self._foreseen)
+            self._foreseen -= known
+            self.total += tasks - known
+
+    @contextmanager
+    def foresee(self, tasks: int) -> Iterator[None]:
+        """Count about as many tasks as a block will expect, before it does.
+
+        A stage that only learns its tasks one by one would be nearly done all the time.
+        """
+        with self._lock:
+            self._foreseen += tasks
             self.total += tasks
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.total -= self._foreseen
+                self._foreseen = 0
 
     def reuse(self) -> None:
         """Count a task as done that an earlier build has finished."""

@@ -99,6 +99,18 @@ def test_progress_adds_up_over_tasks() -> None:
     assert shown[-1][1:] == (2, 2)
 
 
+def test_what_is_foreseen_is_counted_once_and_forgotten_with_its_block() -> None:
+    board = Board(progress=lambda *_: None)
+    with board.foresee(5):
+        assert board.total == 5
+        board.expect(2)
+        assert board.total == 5
+    assert board.total == 2, "three never came"
+    with board.foresee(1):
+        board.expect(3)
+    assert board.total == 5, "two came that nobody foresaw"
+
+
 def test_a_reused_step_counts_as_done_beside_what_runs() -> None:
     shown: list[tuple[str, float, float]] = []
     board = Board(progress=lambda *said: shown.append(said))

@@ -29,8 +29,11 @@ from slmops.workshop.search.analytic import (
     forecast_structure,
     forecast_structures,
 )
-from slmops.workshop.search.structures import Levers, Structure
+from slmops.workshop.search.structures import Levers, Structure, count_jobs
 from slmops.workshop.source_grid import main_type
+
+_JUDGED = 2
+"""Jobs that judge a trial: the reference's scores, and its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +86,8 @@ def build_structures(levers: Levers) -> Structures:
         _dropped(plan, forecasts[plan.name]) for plan in plans if plan not in possible
     ]
     if len(possible) <= recipe.search.exhaustive:
-        made = [levers.build_structure(plan, base) for plan in possible]
+        with build.board.foresee(sum(map(count_jobs, possible))):
+            made = [levers.build_structure(plan, base) for plan in possible]
         trials += [
             Trial(
                 name=plan.name,
@@ -96,9 +100,20 @@ def build_structures(levers: Levers) -> Structures:
             for plan, structure in zip(possible, made, strict=True)
         ]
         return Structures(kept=(base, *made), trials=tuple(trials))
-    found = _searched(levers, base, possible)
-    kept = [levers.build_structure(trial.plan, base) for trial in found if trial.kept]
+    with build.board.foresee(_foreseen(recipe, possible)):
+        found = _searched(levers, base, possible)
+        kept = [
+            levers.build_structure(trial.plan, base) for trial in found if trial.kept
+        ]
     return Structures(kept=(base, *kept), trials=(*trials, *found))
+
+
+def _foreseen(recipe: Recipe, plans: Sequence[StructurePlan]) -> int:
+    """Return about how many jobs a search takes, with what it keeps."""
+    trials = min(recipe.search.trials, len(plans))
+    kept = min(recipe.search.keep, trials)
+    jobs = sum(map(count_jobs, plans)) / len(plans)
+    return round((trials + kept) * jobs) + trials * _JUDGED
 
 
 def _dropped(plan: StructurePlan, forecast: ShapeForecast) -> Trial:
@@ -295,7 +310,7 @@ class _Probe:
             ),
             text_digest=self.levers.probe_text,
         )
-        build.board.expect(2)
+        build.board.expect(_JUDGED)
         scores = score_candidate(
             scoring,
             structure.name,

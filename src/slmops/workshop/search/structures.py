@@ -342,6 +342,26 @@ class Levers:
         return writer.digest
 
 
+def count_jobs(plan: StructurePlan) -> int:
+    """Return about how many jobs a structure takes: those that all share, once each."""
+    return sum(1 + _asks_more(step) for step in plan.steps)
+
+
+def _asks_more(step: RecipeStep) -> bool:
+    """Tell whether a lever needs statistics, or answers of its teacher, first."""
+    match step.lever:
+        case PruneDepth() as lever:
+            return lever.method == "influence"
+        case PruneWidth():
+            return True
+        case Sparsify() as lever:
+            return lever.method != "magnitude"
+        case Distill() as lever:
+            return lever.prompts is not None
+        case _:
+            return False
+
+
 def _one(number: int | tuple[int, ...]) -> int:
     if isinstance(number, tuple):
         raise InvalidInputError(f"one number is needed here, got {number}")

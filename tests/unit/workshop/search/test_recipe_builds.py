@@ -1,6 +1,6 @@
 """Whole builds by recipe, of a complete tiny model and through every step."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,8 @@ BLUEPRINT = Blueprint(
 @dataclass(frozen=True, slots=True)
 class Shop:
     folder: Path
+    shown: list[tuple[str, float, float]] = field(default_factory=list)
+    """What the last build said of its progress."""
 
     def build(self, **recipe: object) -> BuildRun:
         changed = replace(BLUEPRINT.recipe, **recipe)  # type: ignore[arg-type]
@@ -64,7 +66,13 @@ class Shop:
 
     def run(self, blueprint: Blueprint) -> BuildRun:
         workspace = Workspace(root=self.folder / "ws")
-        return run_build(blueprint, workspace, folder=self.folder)
+        self.shown.clear()
+        return run_build(
+            blueprint,
+            workspace,
+            folder=self.folder,
+            progress=lambda *said: self.shown.append(said),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +170,12 @@ def test_a_search_tries_some_and_builds_the_best_of_them(shop: Shop) -> None:
     assert not judged_on & set(texts.values())
     assert 1 <= sum(trial.kept for trial in tried) <= 2
     assert all("dominated by" in t.reason or "front" in t.reason for t in tried)
+    first, *_, last = [
+        done / total
+        for what, done, total in shop.shown
+        if "deep-" in what and "base" not in what and "/" not in what
+    ]
+    assert first < 0.3 < last, "a search that has hardly begun shows a nearly full bar"
     made = {candidate.card.structure for candidate in run.result.candidates}
     assert made == {"base", *(trial.name for trial in tried if trial.kept)}
     assert shop.build(structures=(plan,), search=search).executed == 0
