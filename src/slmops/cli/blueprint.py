@@ -1,15 +1,23 @@
-"""`slmops blueprint`: check blueprints, export their schema."""
+"""`slmops blueprint`: check blueprints, compare them with releases, export the schema."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from slmops.cli import render
+from slmops.cli.catalog import open_catalog
+from slmops.domain.errors import NotFoundError
+from slmops.domain.ids import label_version
+from slmops.registry.workspace import Workspace
+from slmops.wire import codec
+
+_WIDEST = 40
 
 
 @click.group()
 def blueprint() -> None:
-    """Check blueprints, export their schema.
+    """Check blueprints, compare them with what was released, export their schema.
 
     Example: slmops blueprint check blueprint.yaml
     """
@@ -33,6 +41,68 @@ def check(path: Path, as_json: bool) -> None:
         return
     classes = ", ".join(device_class.name for device_class in checked.classes)
     render.text(f"{path} is valid: {checked.name} for {classes}")
+
+
+@blueprint.command()
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--since",
+    metavar="RELEASE",
+    help="Compare with this release; default is the product's newest.",
+)
+@render.as_json
+@click.pass_obj
+def diff(workspace: Workspace, path: Path, since: str | None, as_json: bool) -> None:
+    """Show what the blueprint at PATH changes against a release, and what that takes.
+
+    Example: slmops blueprint diff blueprint.yaml --since assistant-2
+    """
+    from slmops.workshop.blueprint_diff import blueprint_changes
+    from slmops.workshop.blueprints import load_blueprint
+
+    wanted = load_blueprint(path)
+    catalog = open_catalog(workspace)
+    label = since or newest_label(catalog.labels(), wanted.name)
+    changes = blueprint_changes(catalog.load(label)[0].blueprint, wanted)
+    if as_json:
+        render.json_document({"since": label, "changes": changes})
+        return
+    if not changes:
+        render.text(f"{path} says what {label} was made from")
+        return
+    render.table(
+        ("key", f"in {label}", f"in {path.name}", "what it takes"),
+        [
+            (one.path, _shown(one.before), _shown(one.after), one.consequence)
+            for one in changes
+        ],
+    )
+    render.note(
+        "devices get none of it before a new release: slmops build, release create,"
+        " rollout start"
+    )
+
+
+def newest_label(labels: Sequence[str], product: str) -> str:
+    """Return the newest release of a product.
+
+    Raises:
+        NotFoundError: it has none.
+
+    >>> newest_label(["a-2", "a-10", "b-11"], "a")
+    'a-10'
+    """
+    mine = [label for label in labels if label.rpartition("-")[0] == product]
+    if not mine:
+        raise NotFoundError(
+            f"{product} has no release yet to compare with; --since names another one's"
+        )
+    return max(mine, key=label_version)
+
+
+def _shown(value: object) -> str:
+    text = "–" if value is None else codec.encode_json(value).decode()
+    return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}…"
 
 
 @blueprint.command()

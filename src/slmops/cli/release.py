@@ -9,12 +9,12 @@ import click
 
 from slmops.cli import render
 from slmops.cli.card_figures import peak_figure, speed_remarks
+from slmops.cli.catalog import open_catalog
 from slmops.registry.workspace import Workspace
 
 if TYPE_CHECKING:
     from slmops.domain.ids import Digest
     from slmops.domain.release import Release, Speed, Variant
-    from slmops.registry.catalog import Catalog
 
 _MIB = 1 << 20
 
@@ -77,7 +77,7 @@ def list_releases(workspace: Workspace, as_json: bool) -> None:
 
     Example: slmops release list
     """
-    catalog = _catalog(workspace)
+    catalog = open_catalog(workspace)
     releases = [catalog.load(label) for label in catalog.labels()]
     if as_json:
         entries = [
@@ -116,7 +116,7 @@ def show(workspace: Workspace, label: str, as_json: bool) -> None:
 
     Example: slmops release show assistant-1
     """
-    found, digest = _catalog(workspace).load(label)
+    found, digest = open_catalog(workspace).load(label)
     if as_json:
         render.json_document(_document(found, digest))
         return
@@ -145,7 +145,7 @@ def verify(workspace: Workspace, label: str, as_json: bool) -> None:
     from slmops.wire.codec import to_plain
     from slmops.workshop.evidence.attachments import verify_evidence
 
-    catalog = _catalog(workspace)
+    catalog = open_catalog(workspace)
     with render.progress(quiet=as_json) as progress:
         progress("hash every blob again", 0, 0)
         found = catalog.verify(label)
@@ -190,7 +190,7 @@ def evidence(
     """
     from slmops.workshop.evidence.attachments import verify_evidence, write_evidence
 
-    catalog = _catalog(workspace)
+    catalog = open_catalog(workspace)
     found, _ = catalog.load(label)
     verify_evidence(found, catalog.blobs, catalog.targets_keys())
     files = write_evidence(found, catalog.blobs, output or Path(f"{label}-evidence"))
@@ -201,17 +201,6 @@ def evidence(
         render.text(str(path))
     if not files:
         render.note(f"release {label} has no evidence attached")
-
-
-def _catalog(workspace: Workspace) -> "Catalog":
-    from slmops.registry.catalog import Catalog
-    from slmops.registry.key_folder import PINNED_ROOT
-
-    pinned = workspace.keys / PINNED_ROOT
-    return Catalog(
-        workspace.registry,
-        pinned_root=pinned.read_bytes() if pinned.exists() else None,
-    )
 
 
 def _document(found: "Release", digest: "Digest") -> dict[str, object]:

@@ -3,13 +3,14 @@
 Pure but for reading the headers of artefacts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slmops.domain.errors import InvalidInputError, NotFoundError
 from slmops.domain.ids import Digest
 from slmops.registry.blobs import BlobStore
 from slmops.wire.codec import document_digest, to_plain
+from slmops.workshop.blueprint_diff import changed_keys
 from slmops.workshop.build_result import BuildResult, Candidate
 from slmops.workshop.evidence.figure_changes import FigureChange, compare_figures
 from slmops.workshop.evidence.graph import rows
@@ -117,7 +118,7 @@ def compare_builds(
     return BuildComparison(
         before=document_digest(before),
         after=document_digest(after),
-        blueprint=_changed_keys(to_plain(before.blueprint), to_plain(after.blueprint)),
+        blueprint=changed_keys(to_plain(before.blueprint), to_plain(after.blueprint)),
         selection=_selection(before, after),
         only_before=tuple(label for label in one if label not in two),
         only_after=tuple(label for label in two if label not in one),
@@ -175,27 +176,3 @@ def _selection(before: BuildResult, after: BuildResult) -> tuple[SelectionChange
 
 def _label(build: BuildResult, digest: Digest) -> str:
     return next(c.card.label for c in rows(build) if c.digest == digest)
-
-
-def _changed_keys(
-    before: object, after: object, path: str = ""
-) -> dict[str, tuple[object, object]]:
-    """Return the leaves that differ, by path: ``evaluation.max_tokens``."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        changed: dict[str, tuple[object, object]] = {}
-        for key in dict.fromkeys([*before, *after]):
-            inner = f"{path}.{key}".lstrip(".")
-            changed |= _changed_keys(before.get(key), after.get(key), inner)
-        return changed
-    if _is_list_of_mappings(before) and _is_list_of_mappings(after):
-        return _changed_keys(_by_index(before), _by_index(after), path)
-    return {} if before == after else {path: (before, after)}
-
-
-def _is_list_of_mappings(value: object) -> bool:
-    return isinstance(value, Sequence) and any(isinstance(v, Mapping) for v in value)
-
-
-def _by_index(value: object) -> dict[str, object]:
-    assert isinstance(value, Sequence)  # noqa: S101 - checked by the caller
-    return {str(index): one for index, one in enumerate(value)}
