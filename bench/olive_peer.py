@@ -12,7 +12,8 @@ in new processes, a new folder and a new cache; who is first changes.
 Olive measures quality by lm-eval, or by perplexity on a data set; both fetch data, and
 neither divergence. So its model is scored here, by onnxruntime on the very windows that
 the build scored its candidates on, against the same reference: the model in 16 bits, in
-llama.cpp. Making and scoring are rows of their own.
+llama.cpp. Making and scoring are rows of their own. Budgets of time are loosened, so that
+a busy machine refuses nothing.
 
 CPU time includes children that ended; "memory" is the largest sum over all processes of
 a tree at one moment (PSS, looked at four times a second).
@@ -65,6 +66,10 @@ from slmops.workshop.score_job import SCORES, candidate_scores
 
 _LOOK_S = 0.25
 _SHOWN = 2000
+_LOOSE = {
+    "first_token_ms: 2000": "first_token_ms: 60000",
+    "decode_tokens_per_s: 4 ": "decode_tokens_per_s: 0.1 ",
+}
 _BUILD, _MAKE, _SCORE = "slmops build", "Olive: make", "Olive: score"
 _NAME = "checkpoint"
 _NO_TEXT = Digest("sha256:" + "0" * 64)
@@ -130,6 +135,12 @@ def build(checkpoint: Path, folder: Path, candidates: str) -> tuple[Cost, BuildR
     """Import and build."""
     workspace = folder / "workspace"
     blueprint, _ = write_blueprint(folder, _NAME)
+    # Limits on time would let a busy machine refuse what is to be measured.
+    text = blueprint.read_text("utf-8")
+    for limit, loose in _LOOSE.items():
+        assert limit in text, limit
+        text = text.replace(limit, loose)
+    blueprint.write_text(text, encoding="utf-8")
     slmops = [sys.executable, "-m", "slmops", "--workspace", str(workspace)]
     cost = _run([*slmops, "model", "import", str(checkpoint), "--name", _NAME], folder)
     command = [*slmops, "build", str(blueprint), "--candidates", candidates]
@@ -243,6 +254,7 @@ def _run(command: Sequence[str], folder: Path) -> Cost:
     ended.set()
     watcher.join()
     assert process.returncode == 0, f"{command}: {log.read_text()[-_SHOWN:]}"
+    print(*command[1:5], f"{wall:.1f} s", file=sys.stderr, flush=True)
     return Cost(wall_s=wall, cpu_s=used.ru_utime + used.ru_stime, peak_mib=max(peaks))
 
 
