@@ -64,9 +64,46 @@ def create(
     if as_json:
         render.json_document(_document(found, digest))
         return
-    render.text(f"published {found.label}, {digest}")
+    waits = found.label not in _catalog(workspace).labels()
+    render.text(f"{'signed' if waits else 'published'} {found.label}, {digest}")
     _render(found)
-    render.note(f"next: slmops serve; slmops rollout start {found.label}")
+    following = f"slmops serve; slmops rollout start {found.label}"
+    if waits:
+        following = (
+            "slmops release admit, where the snapshot's and timestamp's keys are"
+        )
+    render.note(f"next: {following}")
+
+
+@release.command()
+@render.as_json
+@click.pass_obj
+def admit(workspace: Workspace, as_json: bool) -> None:
+    """Publish what was signed on another machine, which has the release key alone.
+
+    There, `slmops release create` signs and names nothing; copy the registry's blobs,
+    targets and metadata here, where the snapshot's and timestamp's keys are.
+
+    Example: slmops release admit
+    """
+    from slmops.cli.key_access import key_access
+    from slmops.registry.signing import OnlineKeys
+
+    catalog = _catalog(workspace)
+    before = set(catalog.labels())
+    access = key_access()
+    keys = OnlineKeys.load(
+        workspace.keys, passphrase=access.passphrase, root=catalog.newest_root()
+    )
+    catalog.admit(keys, time.time())
+    added = sorted(set(catalog.labels()) - before)
+    if as_json:
+        render.json_document({"admitted": added})
+        return
+    for label in added:
+        render.text(f"published {label}")
+    if not added:
+        render.note("nothing waits")
 
 
 @release.command("list")

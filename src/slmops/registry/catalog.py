@@ -13,7 +13,7 @@ Releases never change: same label, same bytes.
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from pathlib import Path
 from tuf.api.metadata import (  # type: ignore[attr-defined]
     Metadata,
     Root,
-    TargetFile,
     Targets,
 )
 
@@ -31,15 +30,23 @@ from slmops.domain.errors import (
     NotFoundError,
     UntrustedError,
 )
-from slmops.domain.ids import Digest, check_name, digest_hex, parse_digest
+from slmops.domain.ids import Digest, digest_hex
 from slmops.domain.release import Release
 from slmops.registry import oci
+from slmops.registry.admission import admit
 from slmops.registry.bins import BinSettings
 from slmops.registry.blobs import BlobStore, bytes_digest, write_atomically
-from slmops.registry.metadata import MetadataFolder, SignedState, read_part
+from slmops.registry.metadata import MetadataFolder, read_part
 from slmops.registry.roots import role_keys
 from slmops.registry.rotation import publish_root
+from slmops.registry.signed_state import SignedState
 from slmops.registry.signing import OnlineKeys, ReleaseKeys, RingKeys
+from slmops.registry.target_names import (
+    release_blobs,
+    release_targets,
+    signed_digest,
+    signed_labels,
+)
 from slmops.wire import codec
 
 
@@ -113,20 +120,20 @@ class Catalog:
         with self._lock():
             folder = self._folder(keys.root_json)
             state = folder.state()
-            known = _release_digest(state, release.label)
+            known = signed_digest(state, release.label)
             if known is not None and known != digest:
                 raise ConflictError(
                     f"release {release.label} is published as {known}, got {digest};"
                     " releases never change: use a new version"
                 )
-            for wanted, size in _blobs(release).items():
+            for wanted, size in release_blobs(release).items():
                 self._link(wanted, size, blobs)
             self._store_documents(release)
             write_atomically(self._document_path(release.label, digest), document)
             self._write_index(release, state)
             if known is None:
                 folder.add_targets(
-                    _targets(release, document),
+                    release_targets(release, document),
                     state=state,
                     keys=keys,
                     now=release.created_at if now is None else now,
@@ -139,7 +146,7 @@ class Catalog:
         Raises:
             UntrustedError: the metadata does not hold.
         """
-        return _labels(self._state())
+        return signed_labels(self._state())
 
     def versions(self, name: str) -> tuple[int, ...]:
         """Return the published versions of a product, rising.
@@ -160,9 +167,9 @@ class Catalog:
         return self._load(label, self._state())
 
     def _load(self, label: str, state: SignedState | None) -> tuple[Release, Digest]:
-        digest = _release_digest(state, label)
+        digest = signed_digest(state, label)
         if digest is None:
-            known = ", ".join(_labels(state)) or "none"
+            known = ", ".join(signed_labels(state)) or "none"
             raise NotFoundError(
                 f"release {label[:80]!r} is not published; known: {known}"
             )
@@ -187,7 +194,7 @@ class Catalog:
         """
         release, digest = self.load(label)
         image = oci.release_image(release)
-        sizes = _blobs(release)
+        sizes = release_blobs(release)
         sizes |= {key: len(content) for key, content in image.documents.items()}
         for blob in sizes:
             try:
@@ -246,6 +253,11 @@ class Catalog:
             state = folder.state()
             return state is not None and folder.renew(state, keys=keys, now=now)
 
+    def admit(self, keys: OnlineKeys, now: float) -> bool:
+        """As `slmops.registry.admission.admit`, under the lock."""
+        with self._lock():
+            return admit(self._folder(keys.root_json), keys, now=now)
+
     def newest_root(self) -> Root:
         """Return the newest root, the pinned one before the first release.
 
@@ -301,7 +313,7 @@ class Catalog:
         write_atomically(self.root / "oci-layout", oci.OCI_LAYOUT)
 
     def _write_index(self, release: Release, state: SignedState | None) -> None:
-        releases = [self._load(label, state)[0] for label in _labels(state)]
+        releases = [self._load(label, state)[0] for label in signed_labels(state)]
         images = [oci.release_image(known) for known in [*releases, release]]
         content = oci.layout_index({image.label: image.descriptor for image in images})
         write_atomically(self.root / "index.json", content)
@@ -334,67 +346,3 @@ class Catalog:
             yield
         finally:
             os.close(descriptor)
-
-
-def release_target(label: str) -> str:
-    """Return the TUF target path of a release.
-
-    Raises:
-        InvalidInputError: not a valid label.
-
-    >>> release_target("assistant-2")
-    'releases/assistant-2.json'
-    """
-    name, _, version = label.rpartition("-")
-    check_name(name, where="release label's name")
-    if not (version.isascii() and version.isdigit()):
-        raise InvalidInputError(
-            f"release label must be a name, '-' and a version, got {label[:80]!r}"
-        )
-    return f"releases/{label}.json"
-
-
-def blob_target(digest: Digest) -> str:
-    """Return the TUF target path of an artefact.
-
-    >>> blob_target(Digest("sha256:" + "0" * 64))[:16]
-    'blobs/sha256/000'
-    """
-    return f"blobs/sha256/{digest_hex(parse_digest(digest))}"
-
-
-def _blobs(release: Release) -> dict[Digest, int]:
-    """Return all that a release names, with sizes."""
-    served = (pair for variant in release.variants for pair in variant.artefacts)
-    return {**dict(served), **{a.digest: a.bytes for a in release.attachments}}
-
-
-def _targets(release: Release, document: bytes) -> list[TargetFile]:
-    targets = [
-        TargetFile.from_data(release_target(release.label), document, ["sha256"])
-    ]
-    for variant in release.variants:
-        for digest, size in variant.artefacts:
-            hashes = {"sha256": digest_hex(digest)}
-            targets.append(TargetFile(size, hashes, blob_target(digest)))
-    return targets
-
-
-def _release_digest(state: SignedState | None, label: str) -> Digest | None:
-    target = state.targets.get(f"releases/{label}.json") if state else None
-    if target is None:
-        return None
-    if "sha256" not in target.hashes:
-        raise UntrustedError(f"release {label}: its signed target has no SHA-256")
-    return Digest("sha256:" + target.hashes["sha256"])
-
-
-def _labels(state: SignedState | None) -> tuple[str, ...]:
-    paths: Iterable[str] = state.targets if state else ()
-    return tuple(
-        sorted(
-            path.removeprefix("releases/").removesuffix(".json")
-            for path in paths
-            if path.startswith("releases/")
-        )
-    )

@@ -7,7 +7,6 @@ nobody who can write to the folder gets their bytes signed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,8 +14,6 @@ from typing import TypeVar
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (  # type: ignore[attr-defined]
     Metadata,
-    MetaFile,
-    Role,
     Root,
     Snapshot,
     TargetFile,
@@ -24,7 +21,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
-from slmops.domain.errors import NotFoundError, UntrustedError
+from slmops.domain.errors import ConflictError, UntrustedError
 from slmops.registry.bins import (
     BinSettings,
     NextTargets,
@@ -33,40 +30,17 @@ from slmops.registry.bins import (
     with_targets,
 )
 from slmops.registry.blobs import write_atomically
-from slmops.registry.roots import RootChange, expiry, next_root, role_keys
-from slmops.registry.signing import OnlineKeys, ReleaseKeys, RingKeys, wears_out
+from slmops.registry.roots import RootChange, next_root, role_keys
+from slmops.registry.signed_state import (
+    SignedState,
+    Unpublished,
+    next_version,
+    signed_release,
+    signed_targets,
+)
+from slmops.registry.signing import OnlineKeys, ReleaseKeys, wears_out
 
-_HASHES = ["sha256"]
 _Role = TypeVar("_Role", Root, Targets, Snapshot, Timestamp)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SignedState:
-    """What the registry's metadata says now; every signature was verified."""
-
-    root: Root
-    """Newest root."""
-    tree: TargetTree
-    """Releases and artefacts that exist."""
-    snapshot: Snapshot
-    """Versions that belong together."""
-    timestamp: Timestamp
-    """The newest snapshot."""
-
-    @property
-    def targets(self) -> Mapping[str, TargetFile]:
-        """All targets by path."""
-        return self.tree.files
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Unpublished:
-    """Signed metadata on its way to the folder: all of it is made before any is written."""
-
-    files: Mapping[str, bytes]
-    """File name → bytes; nothing refers to them yet."""
-    timestamp: bytes
-    """Written last: that is the commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +105,9 @@ class MetadataFolder:
     ) -> None:
         """Sign new targets and commit; files a client may know already stay as they are.
 
-        The root is renewed when it wears out and its keys are here.
+        The root is renewed when it wears out and its keys are here. Without the keys of
+        snapshot and timestamp nothing names what was signed yet: it waits for
+        `slmops.registry.admission.admit`.
 
         Args:
             added: targets to add.
@@ -150,7 +126,21 @@ class MetadataFolder:
             settings=self.bins,
             now=now,
         )
-        self.publish(signed_release(following, state, root=root, keys=keys, now=now))
+        online = (root.roles[role] for role in (Snapshot.type, Timestamp.type))
+        if all(map(keys.holds, online)):
+            made = signed_release(following, state, root=root, keys=keys, now=now)
+            self.publish(made)
+            return
+        files = signed_targets(following, root=root, keys=keys)
+        for name, raw in files.items():
+            path = self.path / name
+            if path.exists() and path.read_bytes() != raw:
+                raise ConflictError(
+                    f"{path} waits to be admitted where the snapshot's and timestamp's"
+                    " keys are: `slmops release admit`"
+                )
+        self.write_first_root()
+        self._write(files)
 
     def renew(self, state: SignedState, *, keys: ReleaseKeys, now: float) -> bool:
         """Sign anew what wears out of root, targets and bins.
@@ -185,7 +175,7 @@ class MetadataFolder:
                 signed_release(following, state, root=state.root, keys=keys, now=now)
             )
         elif wears_out(state.timestamp, now):
-            timestamp = _next(state.timestamp, now)
+            timestamp = next_version(state.timestamp, now)
             raw = keys.signed(timestamp, state.root.roles[Timestamp.type])
             self.publish(Unpublished(files={}, timestamp=raw))
         else:
@@ -195,8 +185,7 @@ class MetadataFolder:
     def publish(self, made: Unpublished) -> None:
         """Write signed metadata; the last file is the commit."""
         self.write_first_root()
-        for name, raw in made.files.items():
-            write_atomically(self.path / name, raw)
+        self._write(made.files)
         write_atomically(self.path / "timestamp.json", made.timestamp)
 
     def write_first_root(self) -> None:
@@ -204,6 +193,10 @@ class MetadataFolder:
         first = self.path / "1.root.json"
         if not first.exists():
             write_atomically(first, self.pinned_root)
+
+    def _write(self, files: Mapping[str, bytes]) -> None:
+        for name, raw in files.items():
+            write_atomically(self.path / name, raw)
 
     def root_files(self) -> Iterator[tuple[Path, bytes]]:
         """Yield path and bytes of the root files, oldest first."""
@@ -236,7 +229,7 @@ class MetadataFolder:
         file = snapshot.meta[f"{name}.json"]
         raw = self._read(f"{file.version}.{name}.json")
         file.verify_length_and_hashes(raw)
-        return _verified(Targets, raw, delegator, name)
+        return verified_targets(raw, delegator, name)
 
     def _roots(self) -> Iterator[Root]:
         root = Metadata[Root].from_bytes(self.pinned_root).signed
@@ -279,50 +272,6 @@ class MetadataFolder:
         return read_part(self.path / name)
 
 
-def signed_release(
-    following: NextTargets,
-    state: SignedState | None,
-    *,
-    root: Root,
-    keys: RingKeys,
-    now: float,
-) -> Unpublished:
-    """Sign changed targets, then the snapshot and the timestamp that name them.
-
-    Args:
-        following: what changes; nothing when only snapshot and timestamp are due.
-        state: what is signed now; None in a new registry.
-        root: says who signs.
-        keys: of the roles.
-        now: Unix time, seconds.
-
-    Raises:
-        NotFoundError: a key is not here.
-    """
-    snapshot = (
-        _next(state.snapshot, now)
-        if state
-        else Snapshot(expires=expiry(Snapshot.type, now))
-    )
-    files: dict[str, bytes] = {}
-    for name in sorted(following.changed):
-        own = following.tree.top if name == Targets.type else following.tree.bins[name]
-        raw = keys.signed(own, _holder(root, following.tree, name))
-        files[f"{own.version}.{name}.json"] = raw
-        snapshot.meta[f"{name}.json"] = MetaFile.from_data(own.version, raw, _HASHES)
-    raw = keys.signed(snapshot, root.roles[Snapshot.type])
-    files[f"{snapshot.version}.snapshot.json"] = raw
-    timestamp = (
-        _next(state.timestamp, now)
-        if state
-        else Timestamp(expires=expiry(Timestamp.type, now))
-    )
-    timestamp.snapshot_meta = MetaFile.from_data(snapshot.version, raw, _HASHES)
-    return Unpublished(
-        files=files, timestamp=keys.signed(timestamp, root.roles[Timestamp.type])
-    )
-
-
 def read_part(path: Path) -> bytes:
     """Return a file that belongs to a published registry.
 
@@ -339,19 +288,13 @@ def read_part(path: Path) -> bytes:
         ) from None
 
 
-def _holder(root: Root, tree: TargetTree, name: str) -> Role:
-    if name == Targets.type:
-        return root.roles[Targets.type]
-    if tree.roles is None:  # pragma: no cover - bins exist by delegation only
-        raise NotFoundError(f"nobody delegates to {name}")
-    return tree.roles
+def verified_targets(raw: bytes, delegator: Root | Targets, name: str) -> Targets:
+    """Return targets metadata that `delegator` vouches for.
 
-
-def _next(signed: _Role, now: float) -> _Role:
-    following = deepcopy(signed)
-    following.version += 1
-    following.expires = expiry(signed.type, now)
-    return following
+    Raises:
+        RepositoryError, UntrustedError: a signature does not hold.
+    """
+    return _verified(Targets, raw, delegator, name)
 
 
 def _verified(

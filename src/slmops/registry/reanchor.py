@@ -22,8 +22,9 @@ from slmops.registry.key_folder import (
     create_keys,
     read_pinned_root,
 )
-from slmops.registry.metadata import MetadataFolder, signed_release
+from slmops.registry.metadata import MetadataFolder
 from slmops.registry.roots import expiry, role_keys
+from slmops.registry.signed_state import signed_release
 from slmops.registry.signing import ReleaseKeys
 from slmops.registry.workspace import Workspace
 

@@ -22,7 +22,7 @@ from slmops.registry.bins import NextTargets, renewed
 from slmops.registry.blobs import write_atomically
 from slmops.registry.key_folder import RETIRED, KeyAccess, key_files
 from slmops.registry.keys import SigningKey
-from slmops.registry.metadata import MetadataFolder, SignedState, signed_release
+from slmops.registry.metadata import MetadataFolder
 from slmops.registry.roots import (
     DIRECTOR,
     ROLES,
@@ -30,6 +30,7 @@ from slmops.registry.roots import (
     role_keys,
     signatures_of,
 )
+from slmops.registry.signed_state import SignedState, signed_release
 from slmops.registry.signers import file_signer
 from slmops.registry.signing import RingKeys
 

@@ -25,6 +25,7 @@ from slmops.registry.key_folder import (
     KeyPlan,
     Ring,
     create_keys,
+    key_files,
     load_director,
     load_ring,
     no_secret,
@@ -32,7 +33,7 @@ from slmops.registry.key_folder import (
     signed_bytes,
 )
 from slmops.registry.keys import SigningKey
-from slmops.registry.roots import LIFE, ONLINE, ROLES, parse_root
+from slmops.registry.roots import DIRECTOR, LIFE, ONLINE, ROLES, parse_root
 from slmops.registry.signers import Secrets
 
 
@@ -71,12 +72,23 @@ class RingKeys:
 class OnlineKeys(RingKeys):
     """What the control plane needs to keep a registry fresh; cannot make a release."""
 
-    director: SigningKey
-    """Signs assignments; no TUF role."""
+    own_director: SigningKey | None
+    """As `director`; None where releases are signed and nothing else."""
     root_json: bytes
     """Root metadata version 1: public, the anchor of trust."""
     newest_root: Root
     """The root that was newest when the keys were read."""
+
+    @property
+    def director(self) -> SigningKey:
+        """Signs assignments; no TUF role.
+
+        Raises:
+            NotFoundError: it is not here.
+        """
+        if self.own_director is None:
+            raise NotFoundError("the director's key is not here")
+        return self.own_director
 
     @classmethod
     def load(
@@ -106,7 +118,7 @@ class OnlineKeys(RingKeys):
         return cls(
             root_json=root_json,
             newest_root=newest,
-            director=load_director(folder, newest, access.passphrase),
+            own_director=cls._director(folder, newest, access.passphrase),
             ring=load_ring(
                 folder, cls._roles(), access=access, required=cls._required()
             ),
@@ -120,10 +132,16 @@ class OnlineKeys(RingKeys):
     def _required(cls) -> tuple[str, ...]:
         return cls._roles()
 
+    @classmethod
+    def _director(
+        cls, folder: Path, root: Root, passphrase: str | None
+    ) -> SigningKey | None:
+        return load_director(folder, root, passphrase)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReleaseKeys(OnlineKeys):
-    """What publishing a release needs; the root keys may be elsewhere."""
+    """What signing a release needs; all keys but those of targets may be elsewhere."""
 
     @property
     def targets(self) -> Signer:
@@ -170,7 +188,15 @@ class ReleaseKeys(OnlineKeys):
 
     @classmethod
     def _required(cls) -> tuple[str, ...]:
-        return tuple(role for role in ROLES if role != Root.type)
+        return (Targets.type,)
+
+    @classmethod
+    def _director(
+        cls, folder: Path, root: Root, passphrase: str | None
+    ) -> SigningKey | None:
+        if not key_files(folder, DIRECTOR):
+            return None
+        return load_director(folder, root, passphrase)
 
 
 def wears_out(signed: Signed, now: float) -> bool:

@@ -10,8 +10,8 @@ import pytest
 
 from slmops.domain.errors import NotFoundError, UnavailableError, UntrustedError
 from slmops.registry.blobs import bytes_digest
-from slmops.registry.catalog import blob_target
 from slmops.registry.signing import OnlineKeys
+from slmops.registry.target_names import blob_target
 from slmops.registry.trust import TrustedRegistry
 from slmops.testing.folder_server import serving_folder as serving
 from slmops.testing.sample_release import (
