@@ -24,8 +24,9 @@ import uvicorn
 from slmops.agent import probe
 from slmops.agent.actions import Actions
 from slmops.agent.clock import Backoff
+from slmops.agent.constraints import Constraints
 from slmops.agent.directors import DIRECTORS, Directors
-from slmops.agent.download import Downloads
+from slmops.agent.download import Downloads, Pace
 from slmops.agent.endpoint import Endpoint, EndpointLimits
 from slmops.agent.enrolment import prepare_state_folder
 from slmops.agent.hosts import ANY
@@ -53,7 +54,6 @@ from slmops.registry.keys import SigningKey
 _JOURNAL_RETRY_S = 30.0
 _GRACE_S = 0.7
 _CHILD_STOP_S = 0.5
-_MIB = 1 << 20
 _log = logging.getLogger("slmops.agent")
 
 
@@ -256,13 +256,18 @@ class _Agent:
             slots=self._slots,
             models=self._models,
             downloads=Downloads(
-                self._client, self._slots.blobs, self._state / "incoming"
+                self._client,
+                self._slots.blobs,
+                self._state / "incoming",
+                pace=Pace(most_bytes_per_s=settings.download_bytes_per_s),
             ),
             offers=offers,
             telemetry=self._telemetry,
             clock=self._clock,
             memory_mib=self._facts.memory_mib,
-            obstacle=self._obstacle,
+            obstacle=Constraints(
+                settings=settings, state=self._state, now=self._clock.now
+            ).obstacle,
             pause=lambda: loop.sync_is_due(),
         )
         loop = AgentLoop(
@@ -300,19 +305,6 @@ class _Agent:
             f"{self._settings.server}/v1/registry",
             now=self._clock.now,
         )
-
-    def _obstacle(self, missing_bytes: int) -> str | None:
-        reserve = self._settings.disk_reserve_mib * _MIB
-        free = probe.free_disk_bytes(self._state)
-        if missing_bytes and free < missing_bytes + reserve:
-            return (
-                f"waiting for disk: {missing_bytes // _MIB} MiB are missing and"
-                f" {self._settings.disk_reserve_mib} stay free, {free // _MIB} are free"
-            )
-        charge = probe.battery_share()
-        if charge is not None and charge < self._settings.min_battery:
-            return f"waiting for power: battery at {charge:.0%}"
-        return None
 
     def _backoff(self, first_s: float, longest_s: float) -> Backoff:
         return Backoff(first_s=first_s, longest_s=longest_s, chance=self._chance)

@@ -20,6 +20,7 @@ from slmops.registry import durable
 from slmops.registry.blobs import BlobStore, file_digest
 
 _FLUSH_BYTES = 8 << 20
+_NAP_S = 0.2
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _OK, _PARTIAL, _UNSATISFIABLE = 200, 206, 416
 
@@ -47,6 +48,18 @@ class Pace:
     """Mean over one connection: the poorest radio links give ten times as much."""
     judged_after_s: float = 20.0
     """Age of a connection from which its mean counts."""
+    most_bytes_per_s: int | None = None
+    """Mean over one connection that the device's owner allows; None for any."""
+
+    def ahead_s(self, received: int, seconds: float) -> float:
+        """Return how long to read nothing, so that the mean stays below the most.
+
+        >>> Pace(most_bytes_per_s=1000).ahead_s(3000, 2.0)
+        1.0
+        """
+        if self.most_bytes_per_s is None:
+            return 0.0
+        return max(received / self.most_bytes_per_s - seconds, 0.0)
 
 
 class Downloads:
@@ -150,6 +163,7 @@ class Downloads:
     ) -> None:
         begun, received, unflushed = time.monotonic(), 0, 0
         with self._path(wanted).open("r+b" if start else "wb") as sink:
+            durable.reserve(sink, wanted.length)
             sink.seek(start)
             try:
                 # As it arrives: gathered into blocks, a drip would hide from `pause`.
@@ -165,7 +179,7 @@ class Downloads:
                     if unflushed >= _FLUSH_BYTES:
                         durable.flush(sink)
                         unflushed = 0
-                    if pause():
+                    if pause() or self._held_back(received, begun, pause):
                         return
                     self._require_pace(received, time.monotonic() - begun)
             finally:
@@ -173,6 +187,16 @@ class Downloads:
         if not received:
             # Asked for at once again, it would give nothing again.
             raise UnavailableError("download: the answer has no bytes")
+
+    def _held_back(
+        self, received: int, begun: float, pause: Callable[[], bool]
+    ) -> bool:
+        """Read nothing until the mean is allowed; tell whether `pause` ended that."""
+        while left := self._pace.ahead_s(received, time.monotonic() - begun):
+            time.sleep(min(left, _NAP_S))
+            if pause():
+                return True
+        return False
 
     def _require_pace(self, received: int, seconds: float) -> None:
         least = self._pace.least_bytes_per_s * seconds

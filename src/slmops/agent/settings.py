@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slmops.agent.hosts import is_loopback, normal_name
+from slmops.agent.windows import parse_window, read_zone
 from slmops.domain.errors import InvalidInputError, NotFoundError
 from slmops.registry.blobs import write_atomically
 from slmops.wire import codec, settings
@@ -12,6 +13,8 @@ from slmops.wire import codec, settings
 CONFIG = "config.json"
 PREFIX = "SLMOPS_AGENT_"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_SLOWEST = 1024
+"""Slower, and a download would be taken for a sender that drips."""
 _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with
 
 
@@ -39,6 +42,20 @@ class AgentSettings:
     and so web pages that make theirs resolve to this device."""
     min_battery: float = 0.2
     """Charge, 0 to 1, below which a discharging device defers updates."""
+    windows: tuple[str, ...] = ()
+    """When an update may start: ``22:00-05:00``, ``sat,sun 00:00-24:00``; local time.
+    Empty for always. One that began goes on when its window closes."""
+    time_zone: str | None = None
+    """IANA name of the zone that windows are in; the system's own by default."""
+    mains_only: bool = False
+    """Start updates on mains only, however full a battery is."""
+    metered_links: tuple[str, ...] = ()
+    """Interfaces over which nothing is downloaded while the default route leads there:
+    names (``wwan0``, ``ppp*``) or kinds (``wwan``, ``wlan``, ``ethernet``)."""
+    max_celsius: float | None = None
+    """Start no update while a thermal zone is hotter; None asks nothing."""
+    download_bytes_per_s: int | None = None
+    """Most that a download takes of the link; None for all."""
     disk_reserve_mib: int = 64
     """Free disk that a download leaves: logs and journals need room."""
     hold_s: float = 60.0
@@ -58,16 +75,10 @@ class AgentSettings:
         if not 0 <= self.port <= 65_535:  # noqa: PLR2004 - TCP
             raise InvalidInputError(f"port must be in 0..65535, got {self.port}")
         self._check_hosts()
+        self._check_constraints()
+        self._check_windows()
         if self.memory_mib is not None and self.memory_mib < 1:
             raise InvalidInputError(f"memory_mib must be >= 1, got {self.memory_mib}")
-        if not 0 <= self.min_battery <= 1:
-            raise InvalidInputError(
-                f"min_battery must be in 0..1, got {self.min_battery:g}"
-            )
-        if self.disk_reserve_mib < 0:
-            raise InvalidInputError(
-                f"disk_reserve_mib must be >= 0, got {self.disk_reserve_mib}"
-            )
         for name in ("hold_s", "sync_longest_s", "window_s"):
             if not getattr(self, name) > 0:
                 raise InvalidInputError(
@@ -84,6 +95,27 @@ class AgentSettings:
         else:
             own = (self.host,)
         return (*own, *self.allowed_hosts)
+
+    def _check_constraints(self) -> None:
+        if not 0 <= self.min_battery <= 1:
+            raise InvalidInputError(
+                f"min_battery must be in 0..1, got {self.min_battery:g}"
+            )
+        if self.disk_reserve_mib < 0:
+            raise InvalidInputError(
+                f"disk_reserve_mib must be >= 0, got {self.disk_reserve_mib}"
+            )
+        most = self.download_bytes_per_s
+        if most is not None and most < _SLOWEST:
+            raise InvalidInputError(
+                f"download_bytes_per_s must be >= {_SLOWEST}, got {most}"
+            )
+
+    def _check_windows(self) -> None:
+        for text in self.windows:
+            parse_window(text)
+        if self.time_zone is not None:
+            read_zone(self.time_zone)
 
     def _check_hosts(self) -> None:
         for index, host in enumerate(self.allowed_hosts):

@@ -238,6 +238,37 @@ def test_a_dripping_server_is_left_and_what_arrived_is_kept(
         assert arrived(slow) == slow.received_bytes > 0
 
 
+def test_a_download_takes_no_more_of_the_link_than_allowed(
+    server: RawServer, tmp_path: Path
+) -> None:
+    server.replies = [answer(200, CONTENT, kind=BINARY)]
+    pace = Pace(most_bytes_per_s=SIZE * 2)
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        downloads = Downloads(client, BlobStore(tmp_path), tmp_path / "in", pace=pace)
+        begin = time.monotonic()
+        downloads.fetch(WANTED, pause=never)
+        assert time.monotonic() - begin >= 0.45
+        assert downloads.finish(WANTED)
+
+
+def test_a_download_held_back_pauses_at_once_when_asked_to(
+    server: RawServer, tmp_path: Path
+) -> None:
+    server.replies = [answer(200, CONTENT, kind=BINARY)]
+    asked = iter([False, True])
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        slow = Downloads(
+            client,
+            BlobStore(tmp_path),
+            tmp_path / "in",
+            pace=Pace(most_bytes_per_s=1024),
+        )
+        begin = time.monotonic()
+        slow.fetch(WANTED, pause=lambda: next(asked, True))
+        assert time.monotonic() - begin < 5
+        assert arrived(slow) > 0
+
+
 def test_a_silent_server_is_left_after_the_client_s_time_out(
     server: RawServer, tmp_path: Path
 ) -> None:

@@ -1,7 +1,9 @@
 """Durable steps happen in the order that a power cut asks for."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -40,3 +42,27 @@ def noted(name: str, done: list[str]) -> Callable[..., object]:
         return real(*arguments)
 
     return step
+
+
+def test_room_is_taken_before_the_bytes_come_and_the_size_stays(tmp_path: Path) -> None:
+    path = tmp_path / "incoming"
+    with path.open("wb") as sink:
+        durable.reserve(sink, 1 << 20)
+        assert path.stat().st_size == 0
+        sink.write(b"x")
+    assert path.read_bytes() == b"x"
+    if path.stat().st_blocks * 512 < 1 << 20:
+        pytest.skip("this file system reserves nothing")
+
+
+def test_a_disk_without_room_refuses_the_reservation(tmp_path: Path) -> None:
+    with (tmp_path / "incoming").open("wb") as sink:
+        if not _reserves(sink):
+            pytest.skip("this file system reserves nothing")
+        with pytest.raises(OSError, match=r"space|large"):
+            durable.reserve(sink, 1 << 50)
+
+
+def _reserves(sink: BinaryIO) -> bool:
+    durable.reserve(sink, 1 << 16)
+    return os.fstat(sink.fileno()).st_blocks * 512 >= 1 << 16

@@ -149,6 +149,7 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
         "port": _PORT,
         "min_battery": Limit(least=0, most=1),
         "disk_reserve_mib": Limit(least=0),
+        "download_bytes_per_s": Limit(least=1024),
         "hold_s": _POSITIVE,
         "sync_longest_s": _POSITIVE,
         "window_s": _POSITIVE,
