@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _MINUTE_S = 60
 _HOUR_S = 3600
 _DAY_S = 86_400
+_TOLD = frozenset({"refused", "adrift"})
+"""Drift worth a word in a list."""
 
 
 @click.group()
@@ -97,7 +99,10 @@ def list_(
         return
     now = time.time()
     render.table(
-        ("device", "class", "release", "state", "seen", "tok/s", "RSS MiB", "failures"),
+        (
+            *("device", "class", "release", "state", "drift", "seen", "tok/s"),
+            *("RSS MiB", "failures"),
+        ),
         [_row(one, now) for one in answer.devices],
     )
 
@@ -210,6 +215,7 @@ def _row(one: "DeviceView", now: float) -> tuple[object, ...]:
         one.device_class,
         one.release,
         _state(one),
+        one.drift.value if one.drift in _TOLD else None,
         _ago(now - one.seen_at),
         _rounded(one.decode_tokens_per_s),
         _rounded(one.peak_rss_mib or None),
@@ -226,6 +232,8 @@ def _lines(answer: "DeviceDetail", now: float) -> list[tuple[str, object]]:
         ("variant", seen.variant),
         ("state", _state(seen)),
         ("reason", seen.reason or None),
+        ("should run", seen.desired),
+        ("drift", ": ".join(filter(None, (seen.drift.value, seen.drift_reason)))),
         ("seen", _ago(now - seen.seen_at)),
         ("memory", f"{facts.memory_mib} MiB"),
         ("disk", f"{facts.disk_mib} MiB free"),

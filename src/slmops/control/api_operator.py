@@ -41,10 +41,11 @@ async def list_devices(plane: Plane, _request: Request) -> Response:
     """Return the fleet."""
 
     def work() -> views.DeviceList:
-        newest = plane.releases.newest()
+        newest, orders = plane.releases.newest(), plane.store.newest_assignments()
         return views.DeviceList(
             devices=tuple(
-                views.device_view(record, newest) for record in plane.store.devices()
+                views.device_view(record, newest, orders.get(record.id))
+                for record in plane.store.devices()
             )
         )
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from slmops.control.drift import Drift
 from slmops.control.records import AuditEntry, Evaluation, StoredRollout
 from slmops.control.releases import KnownReleases
 from slmops.control.store import Store
@@ -62,9 +63,9 @@ class Snapshot:
 
 def take_snapshot(store: Store, releases: KnownReleases, *, poll_s: float) -> Snapshot:
     """Read everything once."""
-    newest = releases.newest()
+    newest, orders = releases.newest(), store.newest_assignments()
     views = [
-        device_view(record, newest)
+        device_view(record, newest, orders.get(record.id))
         for record in store.devices()
         if record.retired_at is None
     ]
@@ -91,7 +92,8 @@ def _totals(views: list[DeviceView]) -> Totals:
 
 
 def _trouble_first(view: DeviceView) -> tuple[bool, str]:
-    return view.state != "rolled_back" and view.failures == 0, view.id
+    well = view.drift not in {Drift.REFUSED, Drift.ADRIFT}
+    return well and view.state != "rolled_back" and view.failures == 0, view.id
 
 
 def _detail(store: Store, stored: StoredRollout) -> RolloutDetail:

@@ -165,6 +165,10 @@ class RolloutStore(Protocol):
         """
         ...
 
+    def newest_assignments(self) -> Mapping[str, Assignment]:
+        """Return the newest assignment of every device that ever got one, by device."""
+        ...
+
     def assignments(self, device: str) -> tuple[Assignment, ...]:
         """Return a device's assignments, oldest first."""
         ...

@@ -14,10 +14,10 @@ from slmops.control.records import (
     Placed,
     StoredRollout,
 )
-from slmops.control.store_base import SqlTables, append_audit, decode, encode
+from slmops.control.store_assignments import SqlAssignments, append_assignment
+from slmops.control.store_base import append_audit, decode, encode
 from slmops.control.store_syncs import member_of
 from slmops.control.store_tables import (
-    assignments,
     audit,
     devices,
     evaluations,
@@ -29,7 +29,7 @@ from slmops.control.store_tables import (
 from slmops.domain.errors import ConflictError, NotFoundError
 from slmops.domain.members import Member, Outcome
 from slmops.domain.rollout import Rollout, RolloutState
-from slmops.domain.sync import Assignment, Installed
+from slmops.domain.sync import Installed
 
 _ENDED = frozenset({RolloutState.HALTED, RolloutState.DONE, RolloutState.ABORTED})
 _ACTIVE = (
@@ -39,7 +39,7 @@ _ACTIVE = (
 )
 
 
-class SqlRollouts(SqlTables):
+class SqlRollouts(SqlAssignments):
     """`RolloutStore` on SQLAlchemy Core."""
 
     def create_rollout(
@@ -140,7 +140,7 @@ class SqlRollouts(SqlTables):
             _write_members(connection, raised.id, commit.members)
             _leave_out(connection, raised.id, commit.left_out)
             for assignment in commit.assignments:
-                _append_assignment(connection, assignment)
+                append_assignment(connection, assignment)
             for evaluation in commit.evaluations:
                 _append_evaluation(connection, evaluation)
             for entry in commit.audit:
@@ -168,50 +168,6 @@ class SqlRollouts(SqlTables):
                     f"release {label} was {known} when first seen, is {digest} now:"
                     " a release never changes"
                 )
-
-    def assignments(self, device: str) -> tuple[Assignment, ...]:
-        """Return a device's assignments, oldest first."""
-        with self.read() as connection:
-            rows = connection.execute(
-                sa.select(assignments.c.document)
-                .where(assignments.c.device == device)
-                .order_by(assignments.c.sequence)
-            )
-            return tuple(decode(row.document, Assignment) for row in rows)
-
-    def going_back(self, rollout: str) -> tuple[str, ...]:
-        """Return the devices whose newest order is a rollout's to go back, by id."""
-        newest = self._newest_orders(rollout)
-        return tuple(
-            one.device for one in newest if one.rollout == rollout and one.revert
-        )
-
-    def moved_on(self, rollout: str) -> tuple[str, ...]:
-        """Return a rollout's devices whose newest order is of another one, by id."""
-        newest = self._newest_orders(rollout)
-        return tuple(one.device for one in newest if one.rollout != rollout)
-
-    def _newest_orders(self, rollout: str) -> tuple[Assignment, ...]:
-        """Return the newest assignment of each device that a rollout gave one."""
-        given = sa.select(assignments.c.device).where(assignments.c.rollout == rollout)
-        last = (
-            sa.select(
-                assignments.c.device, sa.func.max(assignments.c.sequence).label("last")
-            )
-            .where(assignments.c.device.in_(given))
-            .group_by(assignments.c.device)
-            .subquery()
-        )
-        newest = (assignments.c.device == last.c.device) & (
-            assignments.c.sequence == last.c.last
-        )
-        with self.read() as connection:
-            rows = connection.execute(
-                sa.select(assignments.c.document)
-                .join(last, newest)
-                .order_by(assignments.c.device)
-            )
-            return tuple(decode(row.document, Assignment) for row in rows)
 
     def evaluations(self, rollout: str) -> tuple[Evaluation, ...]:
         """Return a rollout's verdicts, oldest first."""
@@ -357,23 +313,6 @@ def _may_replace(member: Member) -> Outcome | None:
         # Whoever has live counts was read as committed.
         return Outcome.PENDING if member.live is None else Outcome.SUCCEEDED
     return None
-
-
-def _append_assignment(connection: sa.Connection, assignment: Assignment) -> None:
-    last = connection.execute(
-        sa.select(sa.func.coalesce(sa.func.max(assignments.c.sequence), 0)).where(
-            assignments.c.device == assignment.device
-        )
-    ).scalar_one()
-    numbered = replace(assignment, sequence=last + 1)
-    connection.execute(
-        assignments.insert().values(
-            device=numbered.device,
-            sequence=numbered.sequence,
-            rollout=numbered.rollout,
-            document=encode(numbered),
-        )
-    )
 
 
 def _append_evaluation(connection: sa.Connection, evaluation: Evaluation) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from slmops.control.drift import Drift, drift_of
 from slmops.control.records import (
     AuditEntry,
     DeviceRecord,
@@ -59,6 +60,12 @@ class DeviceView:
     """Artefact bytes, since enrolment."""
     retired_at: float | None = None
     """When it was taken out of the fleet, Unix seconds; None while it belongs."""
+    desired: str | None = None
+    """Release of the newest order it was given; None for none."""
+    drift: Drift = Drift.NOTHING
+    """How what it runs compares with that."""
+    drift_reason: str = ""
+    """Why they differ, for people."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,8 +214,17 @@ class AuditList:
     """Newest first."""
 
 
-def device_view(record: DeviceRecord, newest: Release | None) -> DeviceView:
-    """Return what the operator sees of a device."""
+def device_view(
+    record: DeviceRecord, newest: Release | None, desired: Assignment | None
+) -> DeviceView:
+    """Return what the operator sees of a device.
+
+    Args:
+        record: as last seen.
+        newest: release whose classes say where it belongs.
+        desired: newest order it was given.
+    """
+    drift, drift_reason = drift_of(desired, record.status)
     fit = newest and classify(newest.classes, record.facts, record.labels)
     active, installation = record.status.active, record.status.installation
     telemetry = record.telemetry
@@ -231,6 +247,9 @@ def device_view(record: DeviceRecord, newest: Release | None) -> DeviceView:
         peak_rss_mib=telemetry.peak_rss_mib,
         bytes_downloaded=telemetry.bytes_downloaded,
         retired_at=record.retired_at,
+        desired=desired.release if desired else None,
+        drift=drift,
+        drift_reason=drift_reason,
     )
 
 
@@ -249,7 +268,7 @@ def device_detail(
         for one in classes
     ]
     return DeviceDetail(
-        device=device_view(record, newest),
+        device=device_view(record, newest, assignments[-1] if assignments else None),
         facts=record.facts,
         quarantined=record.status.quarantined,
         release=newest.label if newest else None,
