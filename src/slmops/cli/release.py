@@ -49,6 +49,7 @@ def create(
     """
     from slmops.cli.key_access import release_keys
     from slmops.registry.bins import bin_settings
+    from slmops.registry.signing import wears_out
     from slmops.workshop.builds import load_build
     from slmops.workshop.releases import create_release
 
@@ -64,7 +65,7 @@ def create(
     if as_json:
         render.json_document(_document(found, digest))
         return
-    waits = found.label not in _catalog(workspace).labels()
+    waits = found.label not in open_catalog(workspace).labels()
     render.text(f"{'signed' if waits else 'published'} {found.label}, {digest}")
     _render(found)
     following = f"slmops serve; slmops rollout start {found.label}"
@@ -73,6 +74,9 @@ def create(
             "slmops release admit, where the snapshot's and timestamp's keys are"
         )
     render.note(f"next: {following}")
+    root = open_catalog(workspace).newest_root()
+    if wears_out(root, now):
+        render.note(f"the root expires on {root.expires:%Y-%m-%d}: slmops keys renew")
 
 
 @release.command()
@@ -89,7 +93,7 @@ def admit(workspace: Workspace, as_json: bool) -> None:
     from slmops.cli.key_access import key_access
     from slmops.registry.signing import OnlineKeys
 
-    catalog = _catalog(workspace)
+    catalog = open_catalog(workspace)
     before = set(catalog.labels())
     access = key_access()
     keys = OnlineKeys.load(

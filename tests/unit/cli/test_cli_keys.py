@@ -110,3 +110,17 @@ def test_no_keys_and_no_workspace_are_said(shell: Shell, tmp_path: Path) -> None
     shell.run("keys", "init")
     assert "never overwritten" in shell.run("keys", "init", code=4)
     shell.run("keys", "root", "publish", tmp_path / "none.json", code=7)
+
+
+def test_what_was_signed_elsewhere_is_admitted_by_a_command(shell: Shell) -> None:
+    shell.run("keys", "init")
+    for name in ("snapshot.key", "timestamp.key", "director.key"):
+        (shell.keys / name).rename(shell.workspace / name)
+    publish_sample(shell.workspace, keys=ReleaseKeys.load(shell.keys))
+    assert shell.json("release", "list")["releases"] == []
+    shell.run("release", "admit", code=3)
+    for name in ("snapshot.key", "timestamp.key", "director.key"):
+        (shell.workspace / name).rename(shell.keys / name)
+    assert "published sample-1" in shell.run("release", "admit")
+    assert shell.json("release", "admit")["admitted"] == []
+    assert shell.json("release", "list")["releases"]
