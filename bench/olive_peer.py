@@ -16,7 +16,7 @@ llama.cpp. Making and scoring are rows of their own. Budgets of time are loosene
 a busy machine refuses nothing.
 
 CPU time includes children that ended; "memory" is the largest sum over all processes of
-a tree at one moment (PSS, looked at four times a second).
+a tree at one moment (PSS, looked at twice a second).
 
 Olive's environment:
 
@@ -64,7 +64,7 @@ from slmops.workshop.models import reference_path
 from slmops.workshop.score_file import ReferenceScores, load_scores
 from slmops.workshop.score_job import SCORES, candidate_scores
 
-_LOOK_S = 0.25
+_LOOK_S = 0.5
 _SHOWN = 2000
 _LOOSE = {
     "first_token_ms: 2000": "first_token_ms: 60000",
