@@ -18,7 +18,7 @@ from slmops.agent.records import Deployment, Slots
 from slmops.domain.errors import InvalidInputError, NotFoundError, UntrustedError
 from slmops.domain.ids import Digest
 from slmops.registry import durable
-from slmops.registry.blobs import BlobStore, write_atomically
+from slmops.registry.blobs import BlobStore, bytes_digest, write_atomically
 from slmops.wire import codec
 
 POINTER, TRUST = "active", "trust"
@@ -44,11 +44,20 @@ class SlotStore:
             return Slots()
         except OSError as error:
             raise InvalidInputError(f"{self._pointer}: {error.strerror}") from None
-        return codec.decode_json(raw, Slots, where=str(self._pointer), lenient=True)
+        document, _, checksum = raw.partition(b"\n")
+        # Without this, a bit that flips inside a number or a digest still reads well.
+        # Pointers of older agents have none.
+        if checksum and checksum.decode(errors="replace") != bytes_digest(document):
+            raise InvalidInputError(f"{self._pointer}: its checksum does not match")
+        return codec.decode_json(
+            document, Slots, where=str(self._pointer), lenient=True
+        )
 
     def write(self, slots: Slots) -> None:
         """Replace the pointer; on disk when this returns."""
-        write_atomically(self._pointer, codec.encode_json(slots), mode=0o600)
+        document = codec.encode_json(slots)
+        content = document + b"\n" + bytes_digest(document).encode()
+        write_atomically(self._pointer, content, mode=0o600)
 
     def activate(self, target: Deployment) -> Slots:
         """Make `target` active and keep what was; harmless to repeat."""
