@@ -10,7 +10,6 @@ from slmops.cli.catalog import open_catalog
 from slmops.domain.errors import NotFoundError
 from slmops.domain.ids import label_version
 from slmops.registry.workspace import Workspace
-from slmops.wire import codec
 
 _WIDEST = 40
 
@@ -101,6 +100,8 @@ def newest_label(labels: Sequence[str], product: str) -> str:
 
 
 def _shown(value: object) -> str:
+    from slmops.wire import codec
+
     text = "–" if value is None else codec.encode_json(value).decode()
     return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}…"
 
