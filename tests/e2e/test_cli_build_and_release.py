@@ -161,3 +161,22 @@ def test_an_unknown_build_or_candidate_is_named(shell: Shell) -> None:
     done = shell.run("build", "blueprint.yaml", "--candidates", "Q9_9")
     assert done.returncode == 2
     assert "Q9_9" in done.stderr
+
+
+def test_a_changed_blueprint_is_applied_and_an_unchanged_one_is_not(
+    shell: Shell, built: Tree
+) -> None:
+    first = shell.document("release", "list")["releases"]
+    before = {one["label"] for one in first}
+    path = shell.folder / "blueprint.yaml"
+    path.write_text(BLUEPRINT + "rollout: {soak_s: 5}\n")
+    shown = shell.document("blueprint", "diff", "blueprint.yaml")
+    assert "rollout.soak_s" in {one["path"] for one in shown["changes"]}
+    refused = shell.run("blueprint", "apply", "blueprint.yaml")
+    assert refused.returncode == 130  # nobody to say yes
+    assert "rollout.soak_s" in refused.stdout
+    applied = shell.document("blueprint", "apply", "blueprint.yaml", "--yes")
+    assert applied["release"] not in before
+    again = shell.document("blueprint", "apply", "blueprint.yaml", "--yes")
+    assert again == applied
+    path.write_text(BLUEPRINT)

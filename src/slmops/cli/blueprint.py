@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,12 +12,29 @@ from slmops.domain.errors import NotFoundError
 from slmops.domain.ids import label_version
 from slmops.registry.workspace import Workspace
 
+if TYPE_CHECKING:
+    from slmops.workshop.blueprint_diff import BlueprintChange
+
 _WIDEST = 40
 
 
-@click.group()
+class _Blueprints(click.Group):
+    """Finds `apply` in a file of its own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "apply"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "apply":
+            from slmops.cli.blueprint_apply import apply
+
+            return apply
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Blueprints)
 def blueprint() -> None:
-    """Check blueprints, compare them with what was released, export their schema.
+    """Check blueprints, compare them with what was released, bring changes about.
 
     Example: slmops blueprint check blueprint.yaml
     """
@@ -56,29 +74,47 @@ def diff(workspace: Workspace, path: Path, since: str | None, as_json: bool) -> 
 
     Example: slmops blueprint diff blueprint.yaml --since assistant-2
     """
-    from slmops.workshop.blueprint_diff import blueprint_changes
-    from slmops.workshop.blueprints import load_blueprint
-
-    wanted = load_blueprint(path)
-    catalog = open_catalog(workspace)
-    label = since or newest_label(catalog.labels(), wanted.name)
-    changes = blueprint_changes(catalog.load(label)[0].blueprint, wanted)
+    label, changes = changes_since(workspace, path, since)
     if as_json:
         render.json_document({"since": label, "changes": changes})
         return
     if not changes:
         render.text(f"{path} says what {label} was made from")
         return
+    render_changes(path, label, changes)
+    render.note(
+        "devices get none of it before a new release: slmops blueprint apply"
+        f" {path} --rollout"
+    )
+
+
+def changes_since(
+    workspace: Workspace, path: Path, since: str | None
+) -> "tuple[str, tuple[BlueprintChange, ...]]":
+    """Return the release compared with, and what the blueprint at PATH changes.
+
+    Raises:
+        NotFoundError: the product has no release, or `since` is none.
+    """
+    from slmops.workshop.blueprint_diff import blueprint_changes
+    from slmops.workshop.blueprints import load_blueprint
+
+    wanted = load_blueprint(path)
+    catalog = open_catalog(workspace)
+    label = since or newest_label(catalog.labels(), wanted.name)
+    return label, blueprint_changes(catalog.load(label)[0].blueprint, wanted)
+
+
+def render_changes(
+    path: Path, label: str, changes: "Sequence[BlueprintChange]"
+) -> None:
+    """Print changes as a table."""
     render.table(
         ("key", f"in {label}", f"in {path.name}", "what it takes"),
         [
             (one.path, _shown(one.before), _shown(one.after), one.consequence)
             for one in changes
         ],
-    )
-    render.note(
-        "devices get none of it before a new release: slmops build, release create,"
-        " rollout start"
     )
 
 
