@@ -225,20 +225,6 @@ def test_without_a_journal_it_serves_and_installs_once_the_disk_allows_it(
     assert (enrolled / JOURNAL).is_file()
 
 
-def test_a_disk_without_room_stands_against_a_download(enrolled: Path) -> None:
-    agent = _Agent(
-        enrolled, quiet(enrolled, 0), lambda path, now: Journal.open(path, now=now)
-    )
-    try:
-        assert agent._obstacle(0) is None
-        assert agent._obstacle(1) is None
-        said = agent._obstacle(1 << 60)
-        assert said is not None
-        assert "waiting for disk: 1099511627776 MiB are missing and 64 stay" in said
-    finally:
-        agent.close()
-
-
 def test_a_port_that_is_taken_is_said(enrolled: Path, server: RawServer) -> None:
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(UnavailableError, match=f"127.0.0.1:{port}"):

@@ -49,6 +49,15 @@ def test_nothing_stands_against_an_update_where_nothing_is_known(
     assert waits.obstacle(1000) is None
 
 
+def test_a_disk_without_room_stands_against_a_download(tmp_path: Path) -> None:
+    waits = constraints(tmp_path, disk_reserve_mib=64)
+    assert waits.obstacle(0) is None
+    assert waits.obstacle(1) is None
+    said = waits.obstacle(1 << 60)
+    assert said is not None
+    assert "waiting for disk: 1099511627776 MiB are missing and 64 stay" in said
+
+
 def test_a_closed_window_says_when_the_next_one_opens(tmp_path: Path) -> None:
     night = constraints(tmp_path, windows=("22:00-05:00",), time_zone="Europe/Berlin")
     assert night.obstacle(0) == (
