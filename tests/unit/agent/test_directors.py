@@ -31,7 +31,7 @@ from slmops.testing.sample_release import (
 from slmops.wire import codec
 
 FACTS = DeviceFacts(
-    memory_mib=1024, disk_mib=100, cpu_count=1, architecture="x", runtimes=("echo",)
+    memory_mib=512, disk_mib=100, cpu_count=1, architecture="x", runtimes=("echo",)
 )
 
 
