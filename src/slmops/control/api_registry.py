@@ -16,6 +16,7 @@ from slmops.domain.errors import NotFoundError
 _METADATA = re.compile(r"(?:\d{1,9}\.)?[a-z0-9-]{1,64}\.json")
 _RELEASE = re.compile(r"[0-9a-f]{64}\.[a-z0-9][a-z0-9._-]{0,140}\.json")
 _BLOB = re.compile(r"[0-9a-f]{64}")
+_DELTA = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}")
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _FRESH = "no-cache"
@@ -43,6 +44,14 @@ async def blob_file(plane: Plane, request: Request) -> Response:
     return _file(
         request, path, caching=_IMMUTABLE, media_type="application/octet-stream"
     )
+
+
+async def delta_file(plane: Plane, request: Request) -> Response:
+    """Return the delta of a pair; 404: none is offered (yet), take the full file."""
+    path = plane.settings.workspace.registry / "deltas" / _checked(request, _DELTA)
+    if path.is_file() and not path.stat().st_size:
+        raise NotFoundError(f"{request.url.path} would save too little")
+    return _file(request, path, caching=_FRESH, media_type="application/octet-stream")
 
 
 def _checked(request: Request, pattern: re.Pattern[str]) -> str:

@@ -118,6 +118,14 @@ ROUTES: tuple[Route, ...] = (
         answers={200: _BYTES, 206: _BYTES, 304: None},
     ),
     Route(
+        method="GET",
+        path="/v1/registry/deltas/{file}",
+        handler=api_registry.delta_file,
+        summary="Read the delta `<from>.<to>` between artefacts; 404: none is offered.",
+        access=Access.ANYONE,
+        answers={200: _BYTES, 206: _BYTES, 304: None},
+    ),
+    Route(
         method="POST",
         path="/v1/tokens",
         handler=api_operator.make_token,
