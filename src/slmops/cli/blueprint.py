@@ -1,5 +1,6 @@
 """`slmops blueprint`: check blueprints, compare them with releases, export the schema."""
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +27,9 @@ class _Blueprints(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "apply":
-            from slmops.cli.blueprint_apply import apply
-
-            return apply
+            module = importlib.import_module("slmops.cli.blueprint_apply")
+            command: click.Command = module.apply
+            return command
         return super().get_command(ctx, cmd_name)
 
 

@@ -18,7 +18,10 @@ from slmops.registry.workspace import DEFAULT_FOLDER, Workspace
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("slmops.cli.init:init", "Write a commented blueprint to start from."),
     "model": ("slmops.cli.model:model", "Import models and look at them."),
-    "blueprint": ("slmops.cli.blueprint:blueprint", "Check, compare and apply blueprints."),
+    "blueprint": (
+        "slmops.cli.blueprint:blueprint",
+        "Check, compare and apply blueprints.",
+    ),
     "plan": (
         "slmops.cli.plan:plan",
         "Predict sizes, memory and speed before building.",
