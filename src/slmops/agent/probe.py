@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from slmops import __version__
+from slmops.agent import surroundings
 from slmops.domain.device import DeviceFacts
 from slmops.runtimes.base import installed_runtimes
 
@@ -32,6 +33,7 @@ def device_facts(
         test_runtimes: offer runtimes without a model, too.
         system: root of ``/proc`` and ``/sys``; another folder in tests.
     """
+    link = surroundings.default_link(system)
     return DeviceFacts(
         memory_mib=usable_memory_mib(memory_limit_mib, system=system),
         disk_mib=disk_mib(state_folder),
@@ -40,6 +42,11 @@ def device_facts(
         runtimes=installed_runtimes(test_runtimes=test_runtimes),
         os=platform.system().lower(),
         agent_version=__version__,
+        cpu_features=surroundings.cpu_features(system),
+        cpu_quota=surroundings.cpu_quota(system),
+        battery=surroundings.has_battery(system),
+        link=None if link is None else surroundings.link_kind(link, system),
+        thermal_zones=surroundings.thermal_zones(system),
     )
 
 

@@ -11,6 +11,13 @@ from pathlib import Path
 _GLOBAL_ROUTE = "00000000"
 _ARPHRD_ETHER = "1"
 _MILLI = 1000.0
+_FOR_INFERENCE = frozenset(
+    {
+        *("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni"),
+        *("avx512_bf16", "amx_int8", "amx_tile"),
+        *("asimd", "neon", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+    }
+)
 
 
 def on_mains(system: Path = Path("/")) -> bool | None:
@@ -109,6 +116,25 @@ def cpu_quota(system: Path = Path("/")) -> float | None:
                 granted.append(int(quota) / int(period))
             folder = folder.parent
     return min(granted, default=None)
+
+
+def cpu_features(system: Path = Path("/")) -> tuple[str, ...]:
+    """Return the instruction sets of `_FOR_INFERENCE` that every processor has."""
+    sets = [
+        _FOR_INFERENCE.intersection(words.split())
+        for line in _lines(system / "proc/cpuinfo")
+        for name, _, words in (line.partition(":"),)
+        if name.strip() in {"flags", "Features"}
+    ]
+    return tuple(sorted(frozenset.intersection(*sets))) if sets else ()
+
+
+def has_battery(system: Path = Path("/")) -> bool:
+    """Tell whether the machine, not its mouse, has a battery."""
+    return any(
+        _word(supply / "type") == "Battery" and _word(supply / "scope") != "Device"
+        for supply in _folders(system / "sys/class/power_supply")
+    )
 
 
 def _folders(folder: Path) -> list[Path]:

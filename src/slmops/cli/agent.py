@@ -137,6 +137,30 @@ def status(state: Path, as_json: bool) -> None:
 
 
 @agent.command()
+@_state
+@render.as_json
+def explain(state: Path, as_json: bool) -> None:
+    """Say why this device has its class: each condition, with the fact it met.
+
+    Example: slmops agent explain --state ./till-1
+    """
+    import os
+
+    from slmops.agent.explain import explain_class
+    from slmops.agent.settings import load_agent_settings
+
+    found = explain_class(state, load_agent_settings(state, os.environ))
+    if as_json:
+        render.json_document(found)
+        return
+    render.text(f"{found.release} was installed for class {found.installed_for}; now:")
+    for answer in found.classes:
+        render.text(f"  {answer.device_class}: {'chosen' if answer.chosen else 'no'}")
+        for clause in answer.clauses:
+            render.text(f"    {'holds' if clause.holds else 'FAILS'}: {clause.said}")
+
+
+@agent.command()
 @click.argument("digest", required=False)
 @_state
 @render.as_json

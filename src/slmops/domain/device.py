@@ -28,6 +28,16 @@ class DeviceFacts:
     """Operating system, lower case."""
     agent_version: str = ""
     """Version of slmops on the device."""
+    cpu_features: tuple[str, ...] = ()
+    """Instructions that inference uses, as ``/proc/cpuinfo`` names them."""
+    cpu_quota: float | None = None
+    """Processors that the tightest cgroup grants; None for no limit."""
+    battery: bool = False
+    """Whether it has a battery of its own."""
+    link: str | None = None
+    """Kind of the default route's interface: ``ethernet``, ``wlan``, ``wwan``, ``other``."""
+    thermal_zones: tuple[str, ...] = ()
+    """Types of the thermal zones that can be read."""
 
     def __post_init__(self) -> None:
         for name in ("memory_mib", "disk_mib", "cpu_count"):
@@ -81,6 +91,42 @@ class Predicate:
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels that must be set to exactly these values."""
 
+    def clauses(
+        self, facts: DeviceFacts, labels: Mapping[str, str]
+    ) -> tuple["Clause", ...]:
+        """Return every given condition with what the device has, and whether it holds.
+
+        >>> facts = DeviceFacts(memory_mib=512, disk_mib=1, cpu_count=1, architecture="x86_64")
+        >>> clause, = Predicate(memory_mib=Range(min=1024)).clauses(facts, {})
+        >>> clause.holds, str(clause)
+        (False, 'memory_mib 512 is outside 1024..')
+        """
+        found: list[Clause] = []
+        for name in ("memory_mib", "disk_mib", "cpu_count"):
+            interval: Range | None = getattr(self, name)
+            value: int = getattr(facts, name)
+            if interval is not None:
+                holds = interval.holds(value)
+                how = "inside" if holds else "outside"
+                said = f"{name} {value} is {how} {interval}"
+                found.append(Clause(condition=name, holds=holds, said=said))
+        if self.architecture:
+            holds = facts.architecture in self.architecture
+            how = "one" if holds else "none"
+            said = (
+                f"architecture {facts.architecture} is {how} of"
+                f" {', '.join(self.architecture)}"
+            )
+            found.append(Clause(condition="architecture", holds=holds, said=said))
+        for key, expected in self.labels.items():
+            value_here = labels.get(key)
+            holds = value_here == expected
+            said = f"label {key} is {value_here!r}" + (
+                "" if holds else f", not {expected!r}"
+            )
+            found.append(Clause(condition=f"label {key}", holds=holds, said=said))
+        return tuple(found)
+
     def mismatches(
         self, facts: DeviceFacts, labels: Mapping[str, str]
     ) -> tuple[str, ...]:
@@ -90,21 +136,24 @@ class Predicate:
         >>> Predicate(memory_mib=Range(min=1024)).mismatches(facts, {})
         ('memory_mib 512 is outside 1024..',)
         """
-        why = []
-        for name in ("memory_mib", "disk_mib", "cpu_count"):
-            interval: Range | None = getattr(self, name)
-            value: int = getattr(facts, name)
-            if interval is not None and not interval.holds(value):
-                why.append(f"{name} {value} is outside {interval}")
-        if self.architecture and facts.architecture not in self.architecture:
-            why.append(
-                f"architecture {facts.architecture} is none of"
-                f" {', '.join(self.architecture)}"
-            )
-        for key, expected in self.labels.items():
-            if labels.get(key) != expected:
-                why.append(f"label {key} is {labels.get(key)!r}, not {expected!r}")
-        return tuple(why)
+        return tuple(
+            clause.said for clause in self.clauses(facts, labels) if not clause.holds
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clause:
+    """One condition of a predicate, held against one device."""
+
+    condition: str
+    """What it is about: ``memory_mib``, ``label site``."""
+    holds: bool
+    """Whether the device meets it."""
+    said: str
+    """Condition and fact in words."""
+
+    def __str__(self) -> str:
+        return self.said
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

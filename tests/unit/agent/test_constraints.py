@@ -7,6 +7,7 @@ import pytest
 
 from slmops.agent import surroundings
 from slmops.agent.constraints import Constraints
+from slmops.agent.probe import device_facts
 from slmops.agent.settings import AgentSettings
 from slmops.domain.errors import InvalidInputError
 
@@ -133,3 +134,19 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
         constraints(tmp_path, time_zone="Mars/Olympus")
     with pytest.raises(InvalidInputError, match="download_bytes_per_s"):
         constraints(tmp_path, download_bytes_per_s=10)
+
+
+def test_facts_about_the_machine_are_read_from_the_system(tmp_path: Path) -> None:
+    tree(tmp_path / "proc/net", route=ROUTES.format(eth=900, wwan=700))
+    tree(tmp_path / "sys/class/net/wwan0", uevent="DEVTYPE=wwan")
+    tree(
+        tmp_path / "proc",
+        cpuinfo="processor : 0\nFeatures : fp asimd asimddp sve\n"
+        "processor : 1\nFeatures : fp asimd asimddp",
+    )
+    supply(tmp_path, "BAT0", type="Battery")
+    tree(tmp_path / "sys/class/thermal/thermal_zone0", temp="48000", type="cpu")
+    facts = device_facts(tmp_path, memory_limit_mib=64, system=tmp_path)
+    assert facts.cpu_features == ("asimd", "asimddp")
+    assert (facts.link, facts.battery, facts.thermal_zones) == ("wwan", True, ("cpu",))
+    assert facts.cpu_quota is None
