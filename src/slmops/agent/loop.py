@@ -93,6 +93,11 @@ class AgentLoop:
             self.models.want(first)
         if installation is not None and installation.state is not State.IDLE:
             self._enter(resumed(installation, now=self.clock.now()))
+        elif slots.active is not None:
+            # A power cut may have brought back what the last installation removed.
+            with contextlib.suppress(OSError):
+                self.actions.downloads.discard_all()
+                self.slots.collect_garbage()
         return mended
 
     def run(self) -> None:
