@@ -209,13 +209,13 @@ def test_a_bad_blueprint_exits_with_2_and_changes_nothing(
     assert contents(workspace) == before
 
 
-def test_a_blueprint_that_is_not_there_or_a_folder_exits_with_2(
+def test_a_blueprint_that_is_not_there_exits_with_3_and_a_folder_with_2(
     slmops: Slmops, workspace: Path
 ) -> None:
     before = contents(workspace)
-    for path in ("gone.yaml", "."):
+    for path, code in (("gone.yaml", 3), (".", 2)):
         for command in (["blueprint", "check"], ["plan"], ["build"]):
-            assert slmops(*command, path).code == 2
+            assert slmops(*command, path).code == code
     assert contents(workspace) == before
 
 
