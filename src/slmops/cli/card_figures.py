@@ -29,6 +29,11 @@ def speed_remarks(speeds: Iterable["Speed | None"]) -> list[str]:
     found = [speed for speed in speeds if speed is not None]
     timed = {s.timed_context_tokens or s.context_tokens for s in found}
     lines = [f"speed: timed at context {_list(timed)}"] if timed else []
+    if any(s.anchored for s in found):
+        lines.append(
+            "speed: some were timed in another group than the others, and brought onto"
+            " their scale by the 8-bit control's times in both; bounds are wider for it"
+        )
     filled = {
         (s.filled_tokens or 0, s.context_tokens) for s in found if _is_extrapolated(s)
     }

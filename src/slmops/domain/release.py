@@ -120,6 +120,11 @@ class Speed:
     it has none that can be read."""
     energy_unmeasured: str = ""
     """Why `measured_energy` is None; empty on cards of builds that did not try."""
+    anchored: Estimate | None = None
+    """Set when this candidate was timed in another group than the others, beside the
+    8-bit control: times and speeds were brought onto the others' scale by what the
+    control took in both. The factor of decode speed; its bounds are in those of the
+    speed, which are wider for it. None: timed with the others."""
 
     @property
     def measured_peak_mib(self) -> float:

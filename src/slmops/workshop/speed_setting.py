@@ -19,6 +19,7 @@ PROMPT_TOKENS, ANSWER_TOKENS, WARM_UP_TOKENS = 64, 24, 2
 _CODE = (
     "slmops.workshop.speed_setting",
     "slmops.workshop.speeds",
+    "slmops.workshop.speed_groups",
     "slmops.workshop.memory",
     "slmops.workshop.energy",
     "slmops.workshop.statistics",

@@ -4,7 +4,7 @@ Speed on a shared machine drifts, and a drift must not pass for a difference bet
 candidates. So the workers of a whole group are up at the same time and asked in turn,
 one request each, round after round; only one works at any moment. A group is one step:
 its members' figures belong together. One that is larger than the machine's memory
-allows is cut into several.
+allows is cut into several. Whom finished groups know is not timed again (`speed_groups`).
 
 Times are taken once per number of threads, with the largest context asked for: llama.cpp
 computes the same for the same prompt, whatever room was set aside behind it. Memory is
@@ -44,12 +44,14 @@ from slmops.workshop.memory import (
     with_full_context,
     with_memory,
 )
+from slmops.workshop.speed_groups import find_known, joined
 from slmops.workshop.speed_setting import (
     ANSWER_TOKENS,
     WARM_UP_TOKENS,
     SpeedSetting,
 )
 from slmops.workshop.statistics import bounded_median, median_of_runs
+from slmops.workshop.steps import Step, StepRecord
 
 SPEEDS = "speeds"
 """Role of a timing step's output."""
@@ -141,7 +143,7 @@ def _timed(setting: SpeedSetting, artefacts: Sequence[Artefact]) -> dict[Digest,
     setting.build.board.expect(len(groups))
     found: dict[Digest, Speed] = {}
     for group in groups:
-        found |= zip((a.digest for a in group), _time(setting, group), strict=True)
+        found |= _time(setting, group)
     return found
 
 
@@ -231,10 +233,33 @@ def _filled(artefacts: Sequence[Artefact]) -> Artefact:
     return [*controls, *artefacts][0]
 
 
-def _time(setting: SpeedSetting, group: Sequence[Artefact]) -> tuple[Speed, ...]:
+def _time(setting: SpeedSetting, group: Sequence[Artefact]) -> Mapping[Digest, Speed]:
+    """Time a group, or what finished groups do not tell of it; see `speed_groups`."""
     build = setting.build
-    name = f"speed, {setting.threads} threads, context {setting.context_tokens}"
-    inputs = {f"artefact {index}": a.digest for index, a in enumerate(group)}
+    runner = build.runner
+    control = next((a for a in group if a.label == CONTROL_QUANTIZATION), None)
+    anchor = None if control is None else control.digest
+    known = find_known(
+        runner.cache, _step(setting, group), anchor, lambda r: _rows(setting, r)
+    )
+    if known is None:
+        return _timed_group(setting, group)
+    groups = [rows for _, rows in known.groups]
+    for record, _ in known.groups:
+        runner.take(_name(setting), record)
+    if control is not None and known.missing:
+        more = [control, *(a for a in group if a.digest in known.missing)]
+        groups.append(_timed_group(setting, more))
+    build.board.expect(len(groups) - 1)
+    wanted = [a.digest for a in group]
+    return joined(wanted, groups, wanted[0] if control is None else control.digest)
+
+
+def _timed_group(
+    setting: SpeedSetting, group: Sequence[Artefact]
+) -> Mapping[Digest, Speed]:
+    build = setting.build
+    name = _name(setting)
 
     def compute() -> Mapping[str, Digest]:
         with build.board.task(f"measure {name}") as report, ExitStack() as stack:
@@ -248,12 +273,26 @@ def _time(setting: SpeedSetting, group: Sequence[Artefact]) -> tuple[Speed, ...]
         content = encode_json(GroupSpeeds(speeds=speeds))
         return {SPEEDS: build.blobs.put_bytes(content)}
 
-    step = setting.step(
+    return _rows(setting, build.runner.run(name, _step(setting, group), compute))
+
+
+def _name(setting: SpeedSetting) -> str:
+    return f"speed, {setting.threads} threads, context {setting.context_tokens}"
+
+
+def _step(setting: SpeedSetting, group: Sequence[Artefact]) -> Step:
+    inputs = {f"artefact {index}": a.digest for index, a in enumerate(group)}
+    return setting.step(
         "speed", inputs, runs=setting.runs, **setting.counter_parameters
     )
-    record = build.runner.run(name, step, compute)
-    content = build.blobs.read_bytes(record.outputs[SPEEDS])
-    return decode_json(content, GroupSpeeds, where=name).speeds
+
+
+def _rows(setting: SpeedSetting, record: StepRecord) -> dict[Digest, Speed]:
+    content = setting.build.blobs.read_bytes(record.outputs[SPEEDS])
+    speeds = decode_json(content, GroupSpeeds, where=_name(setting)).speeds
+    inputs = record.step.inputs
+    members = [inputs[f"artefact {index}"] for index in range(len(inputs))]
+    return dict(zip(members, speeds, strict=True))
 
 
 def time_in_rounds(

@@ -13,7 +13,7 @@ The records together are the build's provenance.
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,6 +134,25 @@ class StepCache:
         """Tell whether a step is finished and its outputs are there, whole or not."""
         return self.peek(step) is not None
 
+    def alike(self, step: Step, like: Callable[[Step], bool]) -> Iterator[StepRecord]:
+        """Yield finished steps that the same tool computed, in an order that is theirs.
+
+        Args:
+            step: of the kind that is wanted.
+            like: tells which of them will do.
+        """
+        mark = b'"kind":' + encode_json(step.kind)
+        for path in sorted(self.workspace.steps.glob("*.json")):
+            # Most are of other kinds: those are not decoded.
+            if mark not in path.read_bytes():
+                continue
+            other = self._read_path(path)
+            if other is None or self._path(other.step) != path:
+                continue
+            same = (other.step.kind, other.step.tool) == (step.kind, step.tool)
+            if same and like(other.step) and self.find(other.step) is not None:
+                yield other
+
     def save(self, record: StepRecord) -> None:
         """Make a finished step known; its outputs are in the blob store already."""
         write_atomically(self._path(record.step), encode_json(record))
@@ -142,11 +161,14 @@ class StepCache:
         path = self._path(step)
         if not path.is_file():
             return None
+        record = self._read_path(path)
+        return record if record is not None and record.step == step else None
+
+    def _read_path(self, path: Path) -> StepRecord | None:
         try:
-            record = decode_json(path.read_bytes(), StepRecord, where=str(path))
+            return decode_json(path.read_bytes(), StepRecord, where=str(path))
         except InvalidInputError:
             return None
-        return record if record.step == step else None
 
     def _is_whole(self, digest: Digest) -> bool:
         try:
@@ -202,13 +224,24 @@ class StepRunner:
             seconds = round(time.perf_counter() - began, 3)
             record = StepRecord(step=step, outputs=outputs, seconds=seconds)
             self.cache.save(record)
+        self._note(name, record, reused=reused)
+        return record
+
+    def take(self, name: str, record: StepRecord) -> None:
+        """Take a step that `StepCache.alike` found for one that this build wanted."""
+        with self._lock:
+            met = record.step.digest in self.records
+        self.on_reuse()
+        if not met:
+            self._note(name, record, reused=True)
+
+    def _note(self, name: str, record: StepRecord, *, reused: bool) -> None:
         timing = StepTiming(
-            name=name, kind=step.kind, seconds=record.seconds, reused=reused
+            name=name, kind=record.step.kind, seconds=record.seconds, reused=reused
         )
         with self._lock:
-            self.records[step.digest] = record
+            self.records[record.step.digest] = record
             self.timings.append(timing)
-        return record
 
     def provenance(self) -> tuple[StepRecord, ...]:
         """Return all records, in an order that does not depend on timing."""

@@ -40,3 +40,9 @@ def test_the_remarks_name_the_contexts_that_were_timed_and_filled() -> None:
         "~ extrapolated: measured with 1946 tokens in the context of 8192",
     ]
     assert speed_remarks([None]) == []
+
+
+def test_the_remarks_say_that_some_were_timed_apart() -> None:
+    factor = Estimate(value=1.1, low=1.0, high=1.2)
+    apart = replace(speed(2048, 0.2), anchored=factor)
+    assert any("another group" in line for line in speed_remarks([apart]))

@@ -36,8 +36,8 @@ class Bounds(StrEnum):
     """Prediction interval over several processes, widened by what was not measured on
     this very candidate."""
     PROPAGATED = "carried over"
-    """Modelled: the bounds of what it was computed from. That the model holds is not in
-    them."""
+    """The bounds of what it was computed from: modelled, or measured in another group and
+    brought onto the others' scale. That the model holds is not in them."""
     NONE = "none"
     """One observation, or exact: low and high are the value."""
 
@@ -190,7 +190,7 @@ def _times(speed: Speed, of: str) -> Iterator[Figure]:
             name=name,
             of=of,
             estimate=estimate,
-            bounds=Bounds.RANGE,
+            bounds=Bounds.PROPAGATED if speed.anchored else Bounds.RANGE,
             nature=Nature.MEASURED,
             is_lower_better=lower,
         )

@@ -134,6 +134,7 @@ def _measured(build: BuildResult, rows: Sequence[Candidate]) -> list[str]:
             f" {_text(build.reference.card.runtime)}. Memory is of the serving process; its"
             " bounds are for one more process: a 95 % prediction interval over the"
             " deviation of as many processes as the table says.",
+            *_anchored(timed),
         ]
     if any(speed.extrapolated_mib for _, speed in timed):
         parts += [
@@ -209,6 +210,17 @@ def _speeds(timed: Sequence[tuple[Candidate, Speed]], runs: int) -> str:
             for candidate, speed in timed
         ],
     )
+
+
+def _anchored(timed: Sequence[tuple[Candidate, Speed]]) -> list[str]:
+    names = sorted({_text(c.card.label) for c, speed in timed if speed.anchored})
+    if not names:
+        return []
+    return [
+        f"Timed in another group than the others: {', '.join(names)}. Times and speeds"
+        " were brought onto the others' scale by those of the 8-bit control, which was in"
+        " both groups; bounds are carried over from all three, not a range of runs."
+    ]
 
 
 def _times(speed: Speed) -> tuple[str, ...]:

@@ -203,13 +203,27 @@ def speed_table(result: BuildResult) -> str:
         for speed in candidate.card.speed
         if speed.timed_context_tokens is None
     ]
+    apart = sorted({row.label for row in _anchored(result)})
+    remark = (
+        f" Timed in another group: {', '.join(map(escape, apart))}; brought onto the"
+        " others' scale by the 8-bit control, which was in both, with bounds carried over."
+        if apart
+        else ""
+    )
     return (
         f"{table(head, rows)}"
         '<p class="soft">Medians with the range of all runs, at the largest context that a'
         " class with so many threads asks for; shorter ones are not timed again and count"
         " as equally fast. Measured, not modelled;"
-        " the 16-bit reference is not timed: no class could be served by it.</p>"
+        " the 16-bit reference is not timed: no class could be served by it."
+        f"{remark}</p>"
     )
+
+
+def _anchored(result: BuildResult) -> list[Card]:
+    """Return the cards of candidates that were timed apart from the others."""
+    cards = [candidate.card for candidate in result.candidates]
+    return [card for card in cards if any(speed.anchored for speed in card.speed)]
 
 
 def _speed_row(card: Card, speed: Speed) -> str:

@@ -13,6 +13,7 @@ from slmops.testing.sample_build import with_settings
 from slmops.workshop.build_result import BuildResult
 from slmops.workshop.energy import with_modelled_energy
 from slmops.workshop.evidence.bom import Product
+from slmops.workshop.evidence.figures import Bounds, card_figures
 from slmops.workshop.evidence.model_card import release_card, variant_card
 from slmops.workshop.report.chart import draw_chart
 from slmops.workshop.report.page import build_page
@@ -218,3 +219,22 @@ def test_peaks_carry_their_bounds_and_energy_its_nature(build: BuildResult) -> N
     page = build_page(changed, draw_chart(changed))
     assert "299.0 to 301.5" in page
     assert "<h3>Energy per token, modelled</h3>" in page
+
+
+def test_who_was_timed_apart_is_named(build: BuildResult) -> None:
+    said = "in another group"
+    for text in (release_card(build, PRODUCT), build_page(build, draw_chart(build))):
+        assert said not in text
+    first, *others = build.candidates
+    factor = Estimate(value=1.1, low=1.0, high=1.2)
+    speed = tuple(replace(each, anchored=factor) for each in first.card.speed)
+    apart = replace(first, card=replace(first.card, speed=speed))
+    changed = replace(build, candidates=(apart, *others), control=apart)
+    card = release_card(changed, PRODUCT)
+    assert f"in another group than the others: {first.card.label}." in card.replace(
+        "\\", ""
+    )
+    page = build_page(changed, draw_chart(changed))
+    assert f"in another group: {first.card.label};" in page
+    natures = {figure.name: figure.bounds for figure in card_figures(apart.card)}
+    assert natures["decode_tokens_per_s"] is Bounds.PROPAGATED
