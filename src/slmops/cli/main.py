@@ -3,9 +3,12 @@
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -97,20 +100,26 @@ def app(ctx: click.Context, workspace: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exits with 0, the error's class code, or 130 on Ctrl-C."""
+    """Run the command line.
+
+    Exits with 0, the error's class code, 130 on Ctrl-C, or 143 on SIGTERM.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot spell a sign shows another; the command goes on.
             stream.reconfigure(errors="replace")
+    _end_like_ctrl_c()
     try:
         code = app.main(args=arguments, prog_name="slmops", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
         render.note("stopped; nothing is half-done, run it again to go on")
-        sys.exit(130)
+        # click turns an interrupt into an Abort of its own.
+        told = isinstance(stop.__cause__ or stop, _Terminated)
+        sys.exit(143 if told else 130)
     except BrokenPipeError:
         # `slmops … | head`: the reader has seen enough, and there is no one to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -122,6 +131,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         render.error(problem)
         sys.exit(problem.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def _end_like_ctrl_c() -> None:
+    """Let SIGTERM end a command as Ctrl-C does; servers take it over for themselves."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
 
 
 def _as_ours(error: Exception) -> SlmopsError | None:

@@ -72,8 +72,10 @@ def record_golden(
             answer = tuple(_whole_tokens(asked))
             if not answer:
                 raise InvalidInputError(
-                    f"{client.name(index)}: the reference's answer must begin with a"
-                    f" token of whole characters, got none"
+                    f"{client.name(index)}: the reference's answer to {prompt[:60]!r}"
+                    " must begin with a token of whole characters, got none; take"
+                    " prompts that this model answers, in a file that golden.prompts"
+                    " names"
                 )
             recorded.append(GoldenPrompt(prompt=prompt, answer=answer))
     return GoldenSet(prompts=tuple(recorded))

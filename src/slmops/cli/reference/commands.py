@@ -16,7 +16,7 @@ _HEAD = """\
 
 Results go to standard output, notes and progress to standard error. With `--json` the
 result is one JSON document. Exit codes: 0 is success, 2 to 7 say what to do next
-([errors](errors.md)), 130 is Ctrl-C, 1 a bug. `--help` after any command explains it.
+([errors](errors.md)), 130 is Ctrl-C, 143 SIGTERM, 1 a bug. `--help` after any command explains it.
 
 Completion, for bash (zsh and fish by their names): `eval "$(_SLMOPS_COMPLETE=bash_source slmops)"`.
 """
