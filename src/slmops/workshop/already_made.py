@@ -15,7 +15,7 @@ from slmops.workshop.search.explore import prepare_reference
 from slmops.workshop.search.makings import structure_makings
 from slmops.workshop.search.structures import Levers, Structure
 from slmops.workshop.steps import StepRecord
-from slmops.workshop.workbench import Workbench, job_step
+from slmops.workshop.workbench import Begun, Workbench, job_step, not_begun
 
 
 class _NotThereError(Exception):
@@ -34,8 +34,10 @@ class _Finder(Workbench):
         parameters: Mapping[str, Value],
         *,
         seed: int = 0,
+        begun: Begun = not_begun,
     ) -> StepRecord:
         """Return a finished step's record; bytes of its outputs are not hashed."""
+        del begun
         step = job_step(kind, inputs, parameters, seed=seed)
         record = self.runner.cache.peek(step)
         if record is None:

@@ -1,6 +1,9 @@
 """Fidelity steps: score the reference once, every candidate against it, and estimate."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +12,12 @@ from slmops.domain.ids import Digest
 from slmops.domain.release import Fidelity
 from slmops.domain.runtime_settings import UNCHANGED
 from slmops.workshop.jobs.job import Value
-from slmops.workshop.score_file import CandidateScores, ReferenceScores, load_scores
+from slmops.workshop.score_file import (
+    CandidateScores,
+    ReferenceScores,
+    load_scores,
+    same_windows,
+)
 from slmops.workshop.score_job import SCORES
 from slmops.workshop.statistics import (
     P99,
@@ -18,7 +26,8 @@ from slmops.workshop.statistics import (
     mean_estimate,
     quantile_estimate,
 )
-from slmops.workshop.workbench import Workbench
+from slmops.workshop.steps import Step
+from slmops.workshop.workbench import Workbench, not_begun
 
 BOOTSTRAP_SEED = 20
 
@@ -48,6 +57,7 @@ def score_reference(scoring: Scoring, artefact: Digest) -> Digest:
             "window_tokens": scoring.plan.window_tokens,
             "max_tokens": scoring.plan.max_tokens,
         },
+        begun=partial(_begun_reference, scoring),
     )
     return record.outputs[SCORES]
 
@@ -78,8 +88,58 @@ def score_candidate(
     parameters: dict[str, Value] = {"runtime": scoring.runtime}
     if kv_cache != UNCHANGED.kv_cache:
         parameters["kv_cache"] = kv_cache
-    record = scoring.bench.run(f"score {name}", "score", inputs, parameters)
+    record = scoring.bench.run(
+        f"score {name}",
+        "score",
+        inputs,
+        parameters,
+        # Candidates with other tokens are cut at other places.
+        begun=not_begun if token_map is not None else partial(_begun_score, scoring),
+    )
     return record.outputs[SCORES]
+
+
+def _begun_reference(scoring: Scoring, step: Step) -> Mapping[str, Digest]:
+    """Find the same reference's scores on another number of positions of the text."""
+
+    def serves(other: Step) -> bool:
+        return other.inputs == step.inputs and _without(
+            other.parameters, "max_tokens"
+        ) == _without(step.parameters, "max_tokens")
+
+    found = scoring.bench.runner.cache.alike(step, serves)
+    most = max(
+        found, key=lambda r: int(str(r.step.parameters["max_tokens"])), default=None
+    )
+    return {} if most is None else {"begun": most.outputs[SCORES]}
+
+
+def _begun_score(scoring: Scoring, step: Step) -> Mapping[str, Digest]:
+    """Find the same candidate's scores against what the reference's begin with."""
+    blobs = scoring.bench.blobs
+
+    def serves(other: Step) -> bool:
+        return (
+            other.parameters == step.parameters
+            and _without(other.inputs, "reference")
+            == _without(step.inputs, "reference")
+            and blobs.has(other.inputs["reference"])
+        )
+
+    wanted = load_scores(blobs.path(step.inputs["reference"]), ReferenceScores)
+    best, most = {}, 0
+    for record in scoring.bench.runner.cache.alike(step, serves):
+        against = record.step.inputs["reference"]
+        known = load_scores(blobs.path(against), ReferenceScores)
+        same = same_windows(known, wanted)
+        if same > most:
+            best = {"begun": record.outputs[SCORES], "begun reference": against}
+            most = same
+    return best
+
+
+def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != key}
 
 
 def estimate_fidelity(

@@ -30,6 +30,7 @@ LEAST_WINDOWS = 2
 _TINY = 1e-30
 _CHUNK_LOGITS = 1 << 22
 """Logits turned into log-probabilities at a time: 32 MiB of float64."""
+_COMPARED = ("tokens", "top_ids", "top_logprobs", "rest_logprob", "nll")
 _OTHER_LENGTHS = frozenset({"tokens", "piece_ids", "piece_ends", "piece_bytes"})
 
 Floats = npt.NDArray[np.float32]
@@ -127,6 +128,27 @@ def cut_windows(tokens: list[int], window: int, scored: int) -> Integers:
         )
     starts = range(0, windows * step, step)
     return np.array([tokens[at : at + window] for at in starts], np.int32)
+
+
+def same_windows(one: ReferenceScores, other: ReferenceScores) -> int:
+    """Return at how many windows two references agree to the bit, from the first on.
+
+    What a candidate lost against one of them there, it lost against the other.
+    """
+    if one.tokens.shape[1:] != other.tokens.shape[1:]:
+        return 0
+    if one.top_ids.shape[1:] != other.top_ids.shape[1:]:
+        return 0
+    windows = min(len(one.tokens), len(other.tokens))
+    agree = np.ones(windows, np.bool_)
+    for name in _COMPARED:
+        # A window's rows, whatever their shape.
+        mine, theirs = (
+            getattr(each, name).reshape(len(each.tokens), -1)[:windows]
+            for each in (one, other)
+        )
+        agree &= (mine == theirs).all(axis=1)
+    return windows if agree.all() else int(agree.argmin())
 
 
 def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:

@@ -26,6 +26,7 @@ from slmops.workshop.score_file import (
     load_scores,
     log_softmax,
     logit_chunks,
+    same_windows,
     save_scores,
     top_of,
 )
@@ -45,6 +46,8 @@ SCORES = "scores"
 def score_reference(job: Job) -> Mapping[str, Path]:
     """Score input ``artefact`` on input ``text``: what candidates are compared with.
 
+    Optional input ``begun``: scores of the same artefact at other windows, of which those
+    are taken that both begin with.
     Parameters: ``runtime``, ``window_tokens``, ``max_tokens`` (positions to score).
 
     Returns:
@@ -59,14 +62,16 @@ def score_reference(job: Job) -> Mapping[str, Path]:
     windows = cut_windows(
         scorer.tokenize(text), window, job.parameter("max_tokens", int)
     )
-    return _saved(job, reference_scores(scorer, windows, job.report))
+    return _saved(job, reference_scores(scorer, windows, job.report, _begun(job)))
 
 
 def score_candidate(job: Job) -> Mapping[str, Path]:
     """Score input ``artefact`` against input ``reference``'s scores.
 
     Optional input ``token_map`` (new id → old id) for an artefact with a part of the
-    reference's vocabulary; see `token_map` for how they are compared.
+    reference's vocabulary; see `token_map` for how they are compared. Optional inputs
+    ``begun`` and ``begun reference``: the same artefact's scores against another
+    reference, of which those windows are taken at which the references agree.
     Parameters: ``runtime``; optionally ``kv_cache``, the type of the cache.
 
     Returns:
@@ -84,15 +89,35 @@ def score_candidate(job: Job) -> Mapping[str, Path]:
             f"{job.inputs['artefact']}: vocabulary must be the reference's,"
             f" got {scorer.vocabulary} tokens"
         )
-    return _saved(job, candidate_scores(scorer, reference, job.report))
+    return _saved(
+        job, candidate_scores(scorer, reference, job.report, _begun_against(job))
+    )
 
 
 def reference_scores(
-    scorer: Scorer, windows: npt.NDArray[np.int32], report: Report
+    scorer: Scorer,
+    windows: npt.NDArray[np.int32],
+    report: Report,
+    begun: ReferenceScores | None = None,
 ) -> ReferenceScores:
-    """Score windows, (windows, window length) token ids."""
+    """Score windows, (windows, window length) token ids.
+
+    Args:
+        scorer: of the reference.
+        windows: to score.
+        report: told after every window.
+        begun: scores of the same model; windows that both begin with are taken from them.
+            Every window is scored from an empty context, so they are the same.
+    """
     tops, losses = [], []
-    for index, window in enumerate(windows):
+    known = 0
+    if begun is not None:
+        known = _same_tokens(begun.tokens, windows)
+        rows = known * _rows_of(windows)
+        kept = begun.top_ids, begun.top_logprobs, begun.rest_logprob
+        tops.append(tuple(each[:rows] for each in kept))
+        losses.append(begun.nll[:rows])
+    for index, window in enumerate(windows[known:], known):
         for logprobs, following in _scored(scorer, window):
             tops.append(top_of(logprobs))
             losses.append(_loss(logprobs, following))
@@ -109,12 +134,29 @@ def reference_scores(
 
 
 def candidate_scores(
-    scorer: Scorer, reference: ReferenceScores, report: Report
+    scorer: Scorer,
+    reference: ReferenceScores,
+    report: Report,
+    begun: tuple[ReferenceScores, CandidateScores] | None = None,
 ) -> CandidateScores:
-    """Score a candidate on the reference's windows, against the reference's scores."""
+    """Score a candidate on the reference's windows, against the reference's scores.
+
+    Args:
+        scorer: of the candidate.
+        reference: its scores.
+        report: told after every window.
+        begun: another reference and the same candidate's scores against it; windows at
+            which both references agree from the first on are taken from there.
+    """
     klds, sames, losses = [], [], []
-    at = 0
-    for index, window in enumerate(reference.tokens):
+    known = at = 0
+    if begun is not None:
+        known = same_windows(begun[0], reference)
+        at = known * _rows_of(reference.tokens)
+        klds.append(begun[1].kld[:at])
+        sames.append(begun[1].same_top1[:at])
+        losses.append(begun[1].nll[:at])
+    for index, window in enumerate(reference.tokens[known:], known):
         for logprobs, following in _scored(scorer, window):
             rows = slice(at, at + len(following))
             at += len(following)
@@ -231,6 +273,35 @@ def _open(job: Job, window: int) -> Scorer:
     )
     runtime = load_runtime(job.parameter("runtime", str))
     return runtime.open_scorer(job.inputs["artefact"], settings)
+
+
+def _begun(job: Job) -> ReferenceScores | None:
+    path = job.inputs.get("begun")
+    return None if path is None else load_scores(path, ReferenceScores)
+
+
+def _begun_against(job: Job) -> tuple[ReferenceScores, CandidateScores] | None:
+    if "begun" not in job.inputs:
+        return None
+    return (
+        load_scores(job.inputs["begun reference"], ReferenceScores),
+        load_scores(job.inputs["begun"], CandidateScores),
+    )
+
+
+def _rows_of(windows: npt.NDArray[np.int32]) -> int:
+    """Return how many positions of each window are scored."""
+    length: int = windows.shape[1]
+    return length - context_of(length)
+
+
+def _same_tokens(one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> int:
+    """Return with how many windows of the same tokens both begin."""
+    if one.shape[1] != other.shape[1]:
+        return 0
+    windows = min(len(one), len(other))
+    agree = (one[:windows] == other[:windows]).all(axis=1)
+    return windows if agree.all() else int(agree.argmin())
 
 
 def _saved(job: Job, scores: ReferenceScores | CandidateScores) -> dict[str, Path]:

@@ -5,7 +5,7 @@ where that becomes a `Step` with its tools' versions, and where it runs.
 """
 
 import importlib.resources
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,15 @@ from slmops.workshop.jobs.order import Order
 from slmops.workshop.jobs.processes import JobProcesses
 from slmops.workshop.jobs.tools import tool_version
 from slmops.workshop.steps import Step, StepCache, StepRecord, StepRunner
+
+Begun = Callable[[Step], Mapping[str, Digest]]
+"""Finds what shortens a job: role → blob of an earlier one that began the same."""
+
+
+def not_begun(step: Step) -> Mapping[str, Digest]:
+    """Find nothing."""
+    del step
+    return {}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,6 +58,7 @@ class Workbench:
         parameters: Mapping[str, Value],
         *,
         seed: int = 0,
+        begun: Begun = not_begun,
     ) -> StepRecord:
         """Return the record of a job, running it only when no earlier build did.
 
@@ -58,6 +68,8 @@ class Workbench:
             inputs: role → blob.
             parameters: everything else that decides the outputs.
             seed: of any chance in it.
+            begun: asked once the job must run. What it finds is no part of the key: the
+                job does with it less work, and leaves the same bytes.
 
         Raises:
             SlmopsError: what the job raised; see `Executor.run`.
@@ -68,7 +80,7 @@ class Workbench:
             order = Order(
                 key=digest_hex(step.digest),
                 kind=kind,
-                inputs=inputs,
+                inputs={**begun(step), **inputs},
                 parameters=parameters,
                 seed=seed,
             )

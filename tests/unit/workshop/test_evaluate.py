@@ -3,11 +3,12 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from slmops.domain.blueprint import EvaluationPlan
@@ -16,6 +17,7 @@ from slmops.domain.ids import Digest
 from slmops.domain.release import Fidelity
 from slmops.registry.blobs import BlobStore
 from slmops.registry.workspace import Workspace
+from slmops.runtimes.base import Runtime, WorkerSettings, load_runtime
 from slmops.testing.sample_release import digest_of
 from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.workshop.board import Board
@@ -28,10 +30,12 @@ from slmops.workshop.evaluate import (
 )
 from slmops.workshop.gguf_file import Scalar
 from slmops.workshop.jobs.executor import LocalExecutor
+from slmops.workshop.jobs.job import unheard
 from slmops.workshop.jobs.processes import JobProcesses
 from slmops.workshop.progress import silent
 from slmops.workshop.quantize import quantize_gguf
-from slmops.workshop.score_file import CandidateScores, ReferenceScores
+from slmops.workshop.score_file import CandidateScores, ReferenceScores, load_scores
+from slmops.workshop.score_job import candidate_scores, reference_scores
 from slmops.workshop.steps import StepRunner
 from slmops.workshop.text_sources import evaluation_text
 from slmops.workshop.workbench import Workbench, local_workbench, runtime_tool
@@ -122,6 +126,77 @@ def test_scores_are_found_again(bench: Bench) -> None:
     assert len(digests) == 1
     assert [timing.reused for timing in first.bench.runner.timings] == [False, False]
     assert [timing.reused for timing in again.bench.runner.timings] == [True, True]
+
+
+@pytest.mark.parametrize("before", [96, 192, 240])
+def test_more_or_fewer_positions_give_the_same_bytes_as_alone(
+    bench: Bench, tmp_path: Path, before: int
+) -> None:
+    reference = bench.model()
+    candidate = bench.quantized(reference, "Q4_0")
+
+    def scores(on: Bench, positions: int) -> tuple[Digest, Digest]:
+        scoring = on.scoring(plan=replace(PLAN, max_tokens=positions))
+        expected = score_reference(scoring, reference)
+        return expected, score_candidate(scoring, "candidate", candidate, expected)
+
+    first = scores(bench, before)
+    after = scores(bench, 144)
+    assert first != after
+    alone = Workspace(root=tmp_path / "alone")
+    with local_workbench(alone, Board(progress=silent)) as other:
+        for digest in (reference, candidate):
+            other.blobs.put_file(bench.blobs.path(digest))
+        assert scores(Bench(other, tmp_path), 144) == after
+
+
+def test_windows_that_were_scored_are_not_scored_again(bench: Bench) -> None:
+    reference = bench.model()
+    short, long = (
+        bench.scoring(plan=replace(PLAN, max_tokens=positions))
+        for positions in (96, 192)
+    )
+    paths = []
+    for scoring in (short, long):
+        expected = score_reference(scoring, reference)
+        found = score_candidate(scoring, "itself", reference, expected)
+        paths.append((bench.blobs.path(expected), bench.blobs.path(found)))
+    (begun, lost), (whole, _) = paths
+    known = load_scores(begun, ReferenceScores)
+    wanted = load_scores(whole, ReferenceScores)
+    scorer = Watched(load_runtime("llamacpp"), bench.blobs.path(reference))
+    reference_scores(scorer, wanted.tokens, unheard, known)
+    assert scorer.scored == len(wanted.tokens) - len(known.tokens) == 2
+    against = load_scores(lost, CandidateScores)
+    candidate_scores(scorer, wanted, unheard, (known, against))
+    assert scorer.scored == 4
+    # What was begun against another reference is of no use.
+    changed = replace(known, top_logprobs=known.top_logprobs - np.float32(1))
+    candidate_scores(scorer, wanted, unheard, (changed, against))
+    assert scorer.scored == 8
+
+
+class Watched:
+    """The runtime's own scorer, and how many windows it was given."""
+
+    def __init__(self, runtime: Runtime, path: Path) -> None:
+        settings = WorkerSettings(threads=1, context_tokens=PLAN.window_tokens)
+        self._scorer = runtime.open_scorer(path, settings)
+        self.vocabulary = self._scorer.vocabulary
+        self.scored = 0
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._scorer.tokenize(text)
+
+    def piece(self, token: int) -> bytes:
+        return self._scorer.piece(token)
+
+    def logits(self, tokens: Sequence[int]) -> "npt.NDArray[np.float32]":
+        self.scored += 1
+        return self._scorer.logits(tokens)
+
+    def close(self) -> None:
+        self._scorer.close()
 
 
 def test_another_text_is_another_step(bench: Bench) -> None:
