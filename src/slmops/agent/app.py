@@ -26,7 +26,6 @@ from slmops.agent.actions import Actions
 from slmops.agent.clock import Backoff
 from slmops.agent.constraints import Constraints
 from slmops.agent.directors import DIRECTORS, Directors
-from slmops.agent.download import Downloads, Pace
 from slmops.agent.endpoint import Endpoint, EndpointLimits
 from slmops.agent.enrolment import prepare_state_folder
 from slmops.agent.hosts import ANY
@@ -42,6 +41,7 @@ from slmops.agent.machine import (
     only_agent,
     write_place,
 )
+from slmops.agent.mirror import downloads_for
 from slmops.agent.models import Models
 from slmops.agent.offers import Offers, Registry
 from slmops.agent.settings import AgentSettings, load_agent_settings
@@ -255,11 +255,8 @@ class _Agent:
             journal=journal,
             slots=self._slots,
             models=self._models,
-            downloads=Downloads(
-                self._client,
-                self._slots.blobs,
-                self._state / "incoming",
-                pace=Pace(most_bytes_per_s=settings.download_bytes_per_s),
+            downloads=downloads_for(
+                settings, self._client, self._slots.blobs, self._state / "incoming"
             ),
             offers=offers,
             telemetry=self._telemetry,

@@ -56,6 +56,12 @@ class AgentSettings:
     """Start no update while a thermal zone is hotter; None asks nothing."""
     download_bytes_per_s: int | None = None
     """Most that a download takes of the link; None for all."""
+    blob_mirror: str | None = None
+    """Address of the site's cache (`slmops agent cache`), asked for blobs before the
+    control plane; not trusted. None asks nobody else."""
+    blob_mirror_wait_s: float = 600.0
+    """Longest wait while the mirror fetches a blob itself; then the control plane is
+    asked."""
     disk_reserve_mib: int = 64
     """Free disk that a download leaves: logs and journals need room."""
     hold_s: float = 60.0
@@ -68,10 +74,12 @@ class AgentSettings:
     """Offer the runtime echo, which answers without a model, as installed: for tests."""
 
     def __post_init__(self) -> None:
-        if not self.server.startswith(("http://", "https://")):
-            raise InvalidInputError(
-                f"server must begin with http:// or https://, got {self.server[:80]!r}"
-            )
+        for name in ("server", "blob_mirror"):
+            address = getattr(self, name)
+            if address is not None and not address.startswith(("http://", "https://")):
+                raise InvalidInputError(
+                    f"{name} must begin with http:// or https://, got {address[:80]!r}"
+                )
         if not 0 <= self.port <= 65_535:  # noqa: PLR2004 - TCP
             raise InvalidInputError(f"port must be in 0..65535, got {self.port}")
         self._check_hosts()
@@ -79,7 +87,7 @@ class AgentSettings:
         self._check_windows()
         if self.memory_mib is not None and self.memory_mib < 1:
             raise InvalidInputError(f"memory_mib must be >= 1, got {self.memory_mib}")
-        for name in ("hold_s", "sync_longest_s", "window_s"):
+        for name in ("blob_mirror_wait_s", "hold_s", "sync_longest_s", "window_s"):
             if not getattr(self, name) > 0:
                 raise InvalidInputError(
                     f"{name} must be > 0, got {getattr(self, name)}"

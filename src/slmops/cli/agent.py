@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from slmops.cli import render
+from slmops.cli.agent_cache import cache
 from slmops.domain.errors import InvalidInputError
 
 _state = click.option(
@@ -22,6 +23,9 @@ def agent() -> None:
 
     Example: slmops agent run --state /var/lib/slmops
     """
+
+
+agent.add_command(cache)
 
 
 @agent.command()

@@ -54,6 +54,8 @@ def test_a_folder_that_was_never_enrolled_says_what_to_do(tmp_path: Path) -> Non
     [
         ({"server": "ftp://x"}, "server"),
         ({"server": ""}, "server"),
+        ({"blob_mirror": "10.0.0.2:8810"}, "blob_mirror"),
+        ({"blob_mirror_wait_s": 0}, "blob_mirror_wait_s"),
         ({"port": 65_536}, "port"),
         ({"port": -1}, "port"),
         ({"port": "many"}, "port"),

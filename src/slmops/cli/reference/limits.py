@@ -148,6 +148,7 @@ LIMITS: Mapping[type, Mapping[str, Limit]] = {
         "memory_mib": Limit(least=1),
         "port": _PORT,
         "min_battery": Limit(least=0, most=1),
+        "blob_mirror_wait_s": _POSITIVE,
         "disk_reserve_mib": Limit(least=0),
         "download_bytes_per_s": Limit(least=1024),
         "hold_s": _POSITIVE,
