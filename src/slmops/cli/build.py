@@ -1,5 +1,6 @@
 """`slmops build` and `slmops report`: measured variants, and the evidence for them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from slmops.registry.workspace import Workspace
 
 if TYPE_CHECKING:
     from slmops.domain.release import Estimate
-    from slmops.workshop.build_result import BuildResult, Candidate
+    from slmops.workshop.build_result import BuildResult, Candidate, Trial
     from slmops.workshop.evidence.mlflow_log import Tracking
 
 _MB = 1_000_000
@@ -236,15 +237,25 @@ def _render(result: "BuildResult") -> None:
     for selection in result.selection:
         for violation in selection.violations:
             render.note(f"class {selection.device_class}: {violation}")
-    for line in _remarks(result):
+    for line in (*_not_made(result.trials), *_remarks(result)):
         render.note(line)
+
+
+def _not_made(trials: "Sequence[Trial]", most: int = 5) -> list[str]:
+    """Say which structures of the recipe could not be, and why."""
+    dropped = [one for one in trials if not one.kept and one.kld is None]
+    lines = [f"structure {one.name} was not made: {one.reason}" for one in dropped]
+    if len(lines) > most:
+        lines[most:] = [f"and {len(dropped) - most} more: slmops build show"]
+    return lines
 
 
 def _row(candidate: "Candidate", result: "BuildResult") -> tuple[object, ...]:
     card, fidelity = candidate.card, candidate.card.fidelity
-    name = candidate.label + (" *" if candidate.on_reference_grid else "")
+    name = candidate.label
     if candidate.digest in {result.reference.digest, result.control.digest}:
         name += " (control)"
+    name += " *" if candidate.on_reference_grid else ""
     speed = card.speed_for(result.blueprint.classes[0])
     return (
         name,
