@@ -1,12 +1,19 @@
 """What the agent costs a device: resident memory when idle, and import time.
 
-    python bench/agent_footprint.py [--rounds 5] [--skip-model] [--json FILE]
+    python bench/agent_footprint.py [--rounds 5] [--skip-model] [--idle-s 60]
+        [--install] [--json FILE]
 
 Memory: real agents, enrolled to a real control plane, idle for some seconds; first with
 no model, then after an echo release and SmolLM2-135M (Q4_K_M) were really installed, and
 after a restart, when the update client is not loaded. The model's process is counted
 apart. Baselines in the same run: `python -c pass`, and `import httpx`, as sleeping
 processes.
+
+CPU: of the agent alone over `--idle-s`, while an echo release is served and nobody asks
+for anything, with the control plane's default poll of 30 s.
+
+Install, with `--install` (asks a package index): the base package, its requirements and
+their bytecode into an empty folder; pip itself is not counted.
 
 Import time: new processes with compiled bytecode, interleaved; the first round only
 warms up. Fails if a heavy library is loaded into the agent.
@@ -26,6 +33,7 @@ from measure import (
     Column,
     Memory,
     children_of,
+    cpu_ms,
     memory_of,
     options,
     print_table,
@@ -69,6 +77,10 @@ class Footprint:
     """Process → memory."""
     starts: dict[str, Start]
     """Command → time."""
+    idle_cpu_percent: float
+    """Of one core, at rest."""
+    install_mb: float | None
+    """Bytes of all files installed, MB; None when not asked for."""
 
 
 def measure_starts(rounds: int) -> dict[str, Start]:
@@ -178,6 +190,39 @@ def _read(pid: int) -> Memory:
     return memory_of(pid)
 
 
+def measure_idle_cpu(folder: Path, seconds: float) -> float:
+    """Return the share of one core, in percent, of an agent that serves and waits."""
+    with stage(folder / "cpu") as fleet:
+        label = fleet.publish(1, echo_artefact()).label
+        fleet.serve()
+        state = fleet.enrol("device")
+        fleet.start_agent(state)
+        install(fleet, state, label)
+        port = int(fleet.url.rpartition(":")[2])
+        # The stage polls five times a second; the poll that ships is 30 s.
+        fleet.stop("control")
+        fleet.start("control", ["serve", "--port", str(port)])
+        fleet.stop(state.name)
+        fleet.start_agent(state)
+        time.sleep(2 * SETTLE_S)
+        pid = fleet.process(state.name).pid
+        begun, before = time.perf_counter(), cpu_ms(pid)
+        time.sleep(seconds)
+        used = cpu_ms(pid) - before
+        assert fleet.serving(state)
+        return 0.1 * used / (time.perf_counter() - begun)
+
+
+def measure_install(folder: Path) -> float:
+    """Install the base package into a folder; return its bytes, MB."""
+    root = Path(__file__).parents[1]
+    target = folder / "install"
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target))
+    subprocess.run([*pip, "-c", str(root / "constraints.txt"), str(root)], check=True)
+    files = (path for path in target.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files) / 1e6
+
+
 def _sleeper(code: str) -> Memory:
     command = f"{code}; print(flush=True); import sys; sys.stdin.read()"
     with subprocess.Popen(
@@ -192,11 +237,15 @@ def main() -> None:
     """Measure, print, write."""
     parser = options(__doc__, rounds=5)
     parser.add_argument("--skip-model", action="store_true", help="echo only")
+    parser.add_argument("--idle-s", type=float, default=60.0, help="for the CPU")
+    parser.add_argument("--install", action="store_true", help="install and weigh")
     chosen = parser.parse_args()
     refuse_heavy()
     starts = measure_starts(chosen.rounds)
     with tempfile.TemporaryDirectory() as folder:
         idle = measure_idle(Path(folder), with_model=not chosen.skip_model)
+        cpu = measure_idle_cpu(Path(folder), chosen.idle_s)
+        install_mb = measure_install(Path(folder)) if chosen.install else None
     print_table(
         (
             Column(title="idle", width=32),
@@ -222,7 +271,13 @@ def main() -> None:
             for name, s in starts.items()
         ],
     )
-    write_json(chosen.json, Footprint(idle=idle, starts=starts))
+    print(f"\nCPU at rest: {cpu:.2f} % of one core over {chosen.idle_s:g} s")
+    if install_mb is not None:
+        print(f"installed: {install_mb:.1f} MB")
+    found = Footprint(
+        idle=idle, starts=starts, idle_cpu_percent=cpu, install_mb=install_mb
+    )
+    write_json(chosen.json, found)
 
 
 if __name__ == "__main__":
