@@ -44,16 +44,23 @@ def blueprint() -> None:
 @blueprint.command()
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
 @render.as_json
-def check(path: Path, as_json: bool) -> None:
+@click.pass_obj
+def check(workspace: Workspace, path: Path, as_json: bool) -> None:
     """Check the blueprint at PATH: keys, values, and everything it names.
 
-    The first mistake is told with its place and, for a misspelt word, the right one.
+    The first mistake is told with its place and, for a misspelt word, the right one. The
+    model is looked up where this workspace has any.
 
     Example: slmops blueprint check blueprint.yaml
     """
     from slmops.workshop.blueprints import load_blueprint
+    from slmops.workshop.models import find_model, list_models
 
     checked = load_blueprint(path)
+    if list_models(workspace):
+        find_model(workspace, checked.model)
+    else:
+        render.note(f"model {checked.model} was not looked up: none is imported here")
     if as_json:
         render.json_document(checked)
         return

@@ -243,7 +243,11 @@ def _render(result: "BuildResult") -> None:
 
 def _not_made(trials: "Sequence[Trial]", most: int = 5) -> list[str]:
     """Say which structures of the recipe could not be, and why."""
-    dropped = [one for one in trials if not one.kept and one.kld is None]
+    dropped = [
+        one
+        for one in trials
+        if not one.kept and one.kld is None and not one.reason.startswith("not tried")
+    ]
     lines = [f"structure {one.name} was not made: {one.reason}" for one in dropped]
     if len(lines) > most:
         lines[most:] = [f"and {len(dropped) - most} more: slmops build show"]

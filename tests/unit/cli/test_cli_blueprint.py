@@ -11,7 +11,9 @@ from slmops.testing.sample_release import (
     publish_sample,
     sample_release,
 )
+from slmops.testing.tiny_gguf import write_tiny_llama
 from slmops.wire import codec
+from slmops.workshop.models import import_model
 
 
 @pytest.fixture
@@ -60,3 +62,16 @@ def test_nothing_changed_and_nothing_released_are_said(
     code, _, err = run(sample, capsys, "diff", other)
     assert code == 3
     assert "other has no release yet" in err
+
+
+def test_a_check_looks_the_model_up_where_there_are_any(
+    sample: PublishedSample, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(sample, tmp_path, model="nope")
+    code, _, err = run(sample, capsys, "check", path)
+    assert (code, "nope was not looked up" in err) == (0, True)
+    source = write_tiny_llama(tmp_path / "tiny.gguf")
+    import_model(str(source), sample.workspace, name="tiny")
+    code, _, err = run(sample, capsys, "check", path)
+    assert code == 3
+    assert "nope" in err
