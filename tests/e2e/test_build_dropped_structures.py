@@ -29,13 +29,10 @@ def test_a_structure_that_the_model_is_too_small_for_is_named(tmp_path: Path) ->
     (tmp_path / "blueprint.yaml").write_text(BLUEPRINT)
     (tmp_path / "prompts.txt").write_text("a cat and a hat\n")
     here = {**os.environ, "SLMOPS_WORKSPACE": str(tmp_path / "ws")}
-    slmops = [sys.executable, "-m", "slmops"]
-    for arguments in (
-        ("model", "import", "tiny.gguf", "--name", "tiny"),
-        ("build", "blueprint.yaml"),
-    ):
+
+    def run(*arguments: str) -> str:
         done = subprocess.run(
-            [*slmops, *arguments],
+            [sys.executable, "-m", "slmops", *arguments],
             cwd=tmp_path,
             env=here,
             capture_output=True,
@@ -43,5 +40,9 @@ def test_a_structure_that_the_model_is_too_small_for_is_named(tmp_path: Path) ->
             check=False,
         )
         assert done.returncode == 0, done.stderr
-    assert "structure deep was not made: " in done.stderr
-    assert "layers" in done.stderr
+        return done.stderr
+
+    run("model", "import", "tiny.gguf", "--name", "tiny")
+    said = run("build", "blueprint.yaml")
+    assert "structure deep was not made: " in said
+    assert "layers" in said
