@@ -72,8 +72,9 @@ def swap_under_load(
         built.serve()
         state = built.enrol("till-1", memory_mib=MEMORY_MIB[policy])
         built.start_agent(state)
-        built.roll_out("sample-1")
-        wait_until(lambda: built.serving(state) == "sample-1", "sample-1")
+        first = built.roll_out("sample-1")
+        wait_until(_done(built, first), "sample-1: rollout", timeout_s=120)
+        assert built.serving(state) == "sample-1"
         over = threading.Event()
         load = threading.Thread(
             target=lambda: asyncio.run(

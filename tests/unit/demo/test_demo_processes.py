@@ -30,7 +30,7 @@ def test_a_failed_command_is_an_error_in_its_own_words(processes: Processes) -> 
 
 
 def test_a_shown_command_that_fails_ends_the_story(processes: Processes) -> None:
-    with pytest.raises(UnavailableError, match=r"plan nothing\.yaml` ended with 2"):
+    with pytest.raises(UnavailableError, match=r"plan nothing\.yaml` ended with 3"):
         processes.show("plan", "nothing.yaml")
 
 

@@ -110,6 +110,7 @@ import sys, time
 from pathlib import Path
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.worker import start_worker
+from slmops.testing.stage import wait_until
 worker = start_worker(sys.argv[1], Path(sys.argv[2]), WorkerSettings(context_tokens=256))
 print(worker.pid, flush=True)
 time.sleep(60)
@@ -363,7 +364,7 @@ class RuntimeContract:
             os.kill(worker.pid, signal.SIGKILL)
             with pytest.raises(UnavailableError):
                 ask_golden(worker.address, golden)
-            assert not worker.alive()
+            wait_until(lambda: not worker.alive(), "the end of the worker")
             assert worker.exit_reason() == "signal SIGKILL"
 
     def test_the_child_ends_when_its_parent_is_killed(

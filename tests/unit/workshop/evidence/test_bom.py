@@ -99,7 +99,7 @@ def test_considerations_carry_the_limits(build: BuildResult) -> None:
     card = bom_of(build)["components"][0]["modelCard"]
     limits = " ".join(card["considerations"]["technicalLimitations"])
     assert "lower bound of the divergence" in limits
-    assert "dequantized from Q4_1" in limits
+    assert "quantized file, mainly Q4_1" in limits
     assert card["considerations"]["performanceTradeoffs"]
 
 
