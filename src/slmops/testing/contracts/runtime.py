@@ -27,6 +27,7 @@ from slmops.runtimes.golden import ask_golden, record_golden
 from slmops.runtimes.speed import SpeedPlan, measure_speed
 from slmops.runtimes.worker import Worker, start_worker
 from slmops.testing.contracts.malformed import malformed_artefacts
+from slmops.testing.stage import wait_until
 
 CHAT = "/v1/chat/completions"
 _OK, _CLIENT_ERROR, _UNAUTHORIZED = 200, 400, 401
@@ -110,7 +111,6 @@ import sys, time
 from pathlib import Path
 from slmops.runtimes.base import WorkerSettings
 from slmops.runtimes.worker import start_worker
-from slmops.testing.stage import wait_until
 worker = start_worker(sys.argv[1], Path(sys.argv[2]), WorkerSettings(context_tokens=256))
 print(worker.pid, flush=True)
 time.sleep(60)
