@@ -33,12 +33,9 @@ def pause(
     Example: slmops rollout pause r-2 --reason "shop hours"
     """
     from slmops.control.orders import PauseOrder
-    from slmops.control.views import RolloutDetail
 
     client = OperatorClient(workspace, server, token)
-    path = path_to("rollouts", rollout_id, "pause")
-    paused = client.post(path, PauseOrder(reason=reason), RolloutDetail)
-    show(paused, as_json=as_json)
+    _steer(client, rollout_id, "pause", PauseOrder(reason=reason), as_json=as_json)
 
 
 @click.command()
@@ -57,11 +54,8 @@ def resume(
 
     Example: slmops rollout resume r-2
     """
-    from slmops.control.views import RolloutDetail
-
     client = OperatorClient(workspace, server, token)
-    path = path_to("rollouts", rollout_id, "resume")
-    show(client.post(path, {}, RolloutDetail), as_json=as_json)
+    _steer(client, rollout_id, "resume", {}, as_json=as_json)
 
 
 @click.command()
@@ -82,11 +76,8 @@ def approve(
 
     Your token is read from SLMOPS_OPERATOR_TOKEN, or given with --token.
     """
-    from slmops.control.views import RolloutDetail
-
     client = OperatorClient(workspace, server, token)
-    path = path_to("rollouts", rollout_id, "approve")
-    show(client.post(path, {}, RolloutDetail), as_json=as_json)
+    _steer(client, rollout_id, "approve", {}, as_json=as_json)
 
 
 @click.command()
@@ -105,11 +96,8 @@ def revert(
 
     Example: slmops rollout revert r-2
     """
-    from slmops.control.views import RolloutDetail
-
     client = OperatorClient(workspace, server, token)
-    path = path_to("rollouts", rollout_id, "revert")
-    show(client.post(path, {}, RolloutDetail), as_json=as_json)
+    _steer(client, rollout_id, "revert", {}, as_json=as_json)
 
 
 @click.command("emergency-stop")
@@ -181,6 +169,16 @@ def abort(
     show(aborted, as_json=as_json)
     if not as_json:
         _show_ways(aborted)
+
+
+def _steer(
+    client: OperatorClient, rollout_id: str, verb: str, order: object, *, as_json: bool
+) -> None:
+    """Send an order about one rollout, and show what became of it."""
+    from slmops.control.views import RolloutDetail
+
+    path = path_to("rollouts", rollout_id, verb)
+    show(client.post(path, order, RolloutDetail), as_json=as_json)
 
 
 def _show_ways(aborted: "AbortAnswer") -> None:

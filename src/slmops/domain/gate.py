@@ -33,15 +33,12 @@ Stop rule
       that are not offered yet count nowhere: their outcomes are still ahead.
 
     Where a site's limit decides who is offered next, that depends on known outcomes, not
-    on the device's own: E in the order of offers remains a supermartingale.
-
-    A device that the operator retires leaves the count unless it failed; α holds as far
+    on the device's own: E in the order of offers remains a supermartingale. A device that the operator retires leaves the count unless it failed; α holds as far
     as nobody retires devices because they are well.
 
-    The price is delay, not power: at the end of each wave nothing is pending. The
-    reference figures (waves 20/80/400/1500) come out when devices are offered one by
-    one; real waves are offered whole, and all of a wave is then exposed (decision record
-    0016). `slmops.testing.fleet_simulation` plays both.
+    The price is delay, not power. The reference figures (waves 20/80/400/1500) come out
+    when devices are offered one by one; real waves are offered whole, and exposed whole
+    (decision 0016). `slmops.testing.fleet_simulation` plays both.
 
     Sources: Wald, Sequential Analysis (1947); Robbins, Ann. Math. Stat. 41 (1970);
     Johari, Koomen, Pekelis, Walsh, Operations Research 70 (2022), mixture SPRT;
