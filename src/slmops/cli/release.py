@@ -305,7 +305,8 @@ def _energy(found: "Release") -> list[str]:
 def _remarks(found: "Release") -> list[str]:
     grids = {variant.card.reference_grid or "" for variant in found.variants} - {""}
     lines = [
-        f"the reference was dequantized from {grid}: figures of that type are flattered"
+        f"the source was quantized, mainly {grid}: variants with its tensors' types look"
+        " better than they are"
         for grid in sorted(grids)
     ]
     lines += speed_remarks(_speed(variant, found) for variant in found.variants)

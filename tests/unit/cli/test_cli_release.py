@@ -71,7 +71,7 @@ def test_show_says_why_a_release_was_forced_and_what_flatters_it(
     shown = capsys.readouterr().out
     assert "a drill" in shown
     assert "mean KLD too large" in shown
-    assert "dequantized from Q4_1" in shown
+    assert "quantized, mainly Q4_1" in shown
 
 
 def test_verify_passes_for_what_was_published(
