@@ -82,9 +82,15 @@ def test_without_flushed_names_a_power_cut_takes_the_model(
     cuts = list(different(cuts_of(record(stage), most=12, seed=1)))
     monkeypatch.undo()
     random.Random(1).shuffle(cuts)
-    with pytest.raises(AssertionError, match="no model"):
-        for cut in cuts[:_SAMPLE]:
+    found = []
+    for cut in cuts[:_SAMPLE]:
+        try:
             outlive(stage, cut)
+        except AssertionError as error:
+            found.append(str(error))
+        if any("no model" in said for said in found):
+            return
+    raise AssertionError(f"no cut took the model; found instead: {found}")
 
 
 def test_300_random_kills_in_a_row_are_survived(stage: Theatre) -> None:
